@@ -1,0 +1,1 @@
+//! Llama, Qwen and Mixtral models over FP8 linears, and text generation.

@@ -1,0 +1,1 @@
+//! FP8 tensor operations for Candle: quantizers, scaled matrix products, dequantization.

@@ -1,0 +1,1 @@
+//! The compressed-tensors checkpoint format: config.json to one quantization scheme per module.

@@ -1,1 +1,61 @@
 //! FP8 tensor operations for Candle: quantizers, scaled matrix products, dequantization.
+//!
+//! Weights are `F8E4M3` tensors `[N, K]` (`[out, in]`) with f32 scales; activations are BF16, F16 or F32 tensors
+//! `[.., K]`. [`scaled_mm`] multiplies the two without ever expanding the weight; how the activations enter is an
+//! [`Input`], how the scales lie a [`ScaleLayout`].
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_fp8::{Input, Quantization, Rounding, ScaleLayout};
+//!
+//! # fn main() -> candle_core::Result<()> {
+//! let device = Device::Cpu;
+//! let weight = Tensor::randn(0f32, 1., (8, 32), &device)?; // [N, K]
+//! let x = Tensor::randn(0f32, 1., (2, 3, 32), &device)?; // [.., K]
+//!
+//! // To FP8: one scale for each output feature.
+//! let layout = ScaleLayout::Channel;
+//! let scale = candle_fp8::weight_scale(&weight, layout, DType::F32)?; // F32 [8, 1]
+//! let codes = candle_fp8::quantize_weight(&weight, &scale, layout, Rounding::Once)?; // F8E4M3 [8, 32]
+//!
+//! // W8A8: activations are quantized on the way in, one scale for each row.
+//! let input = Input::Quantize(&x, Quantization::PerToken);
+//! let y = candle_fp8::scaled_mm(input, &codes, &scale, layout, None)?; // F32 [2, 3, 8]
+//!
+//! // W8A16: activations stay as they are.
+//! let z = candle_fp8::scaled_mm(Input::Full(&x), &codes, &scale, layout, None)?;
+//!
+//! let exact = x.broadcast_matmul(&weight.t()?)?;
+//! for (result, bound) in [(y, 2.0), (z, 1.5)] {
+//!     let error = (result - &exact)?.abs()?.max_all()?.to_scalar::<f32>()?;
+//!     assert!(error < bound, "{error}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Arithmetic
+//! One definition on every device, all in f32:
+//! - a scale is `amax / 448`; 1/448 where `amax` is 0; never below the smallest normal f32;
+//! - a code is `x / scale` rounded to nearest, ties to even, and clamped to ±448; NaN stays NaN;
+//! - a product is the f32 sum of code products over each run of K on which no scale changes, times the product of the
+//!   two scales; the runs and the bias are added in f32, and the result is cast to the input's dtype once.
+//!
+//! # Devices
+//! The CPU. On CUDA and Metal each op answers with an error that says so. No op can be differentiated: a backward pass
+//! that reaches one ends in an error.
+
+mod dequantize;
+mod error;
+mod quantize;
+mod quantize_weight;
+mod scaled_mm;
+mod storage;
+
+pub use candle_kernels_fp8::ScaleLayout;
+pub use dequantize::dequantize;
+pub use quantize::{
+    fake_quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,
+};
+pub use quantize_weight::{Rounding, quantize_weight, weight_scale};
+pub use scaled_mm::{Input, Quantization, scaled_mm};

@@ -1,0 +1,83 @@
+//! Codes and scales back to a dense weight.
+
+use candle_core::{CpuStorage, DType, Result, Tensor};
+use candle_kernels_fp8::cpu::{self, Element};
+use half::{bf16, f16};
+
+use crate::ScaleLayout;
+use crate::error;
+use crate::storage;
+
+const OP: &str = "dequantize";
+
+/// Folds the scales into a weight: bit for bit what compressed-tensors does on the CPU.
+///
+/// `codes`: F8E4M3 `[N, K]`. `scale`: as `layout` says, in `scale_dtype`, or in F32 holding values of `scale_dtype`.
+/// Gives `[N, K]` in `dtype`: the codes in `scale_dtype` (exact) times the scale, rounded in `scale_dtype`, then cast.
+/// Both dtypes are one of BF16, F16 and F32.
+///
+/// # Errors
+/// If a dtype is another, the scale's shape is not the layout's, or the tensors are not on the CPU.
+pub fn dequantize(
+    codes: &Tensor,
+    scale: &Tensor,
+    layout: ScaleLayout,
+    scale_dtype: DType,
+    dtype: DType,
+) -> Result<Tensor> {
+    error::codes(OP, "codes", codes.dtype())?;
+    error::float(OP, "scale_dtype", scale_dtype)?;
+    error::float(OP, "the result", dtype)?;
+    error::dtype(
+        OP,
+        "weight_scale",
+        scale.dtype(),
+        &[scale_dtype, DType::F32],
+        "scale_dtype or F32",
+    )?;
+    let (n, k) = error::weight_dims(OP, "codes", codes)?;
+    error::weight_scale(OP, scale, layout, n, k)?;
+    error::device(OP, "weight_scale", scale, codes.device())?;
+
+    let scales = storage::on_cpu(OP, scale, |storage, layout| {
+        Ok(storage::values(storage, layout)?.into_owned())
+    })?;
+    let dense = storage::on_cpu(OP, codes, |storage, codes_layout| {
+        let codes = storage::codes(storage, codes_layout)?;
+        let weight = Weight {
+            codes: &codes,
+            k,
+            scales: &scales,
+            layout,
+        };
+        Ok(match scale_dtype {
+            DType::BF16 => weight.through::<bf16>(dtype),
+            DType::F16 => weight.through::<f16>(dtype),
+            _ => weight.through::<f32>(dtype),
+        })
+    })?;
+    Ok(storage::tensor(dense, (n, k)))
+}
+
+struct Weight<'a> {
+    codes: &'a [u8],
+    k: usize,
+    scales: &'a [f32],
+    layout: ScaleLayout,
+}
+
+impl Weight<'_> {
+    fn through<S: Element>(&self, dtype: DType) -> CpuStorage {
+        match dtype {
+            DType::BF16 => CpuStorage::BF16(self.dense::<S, bf16>(bf16::ZERO)),
+            DType::F16 => CpuStorage::F16(self.dense::<S, f16>(f16::ZERO)),
+            _ => CpuStorage::F32(self.dense::<S, f32>(0.0)),
+        }
+    }
+
+    fn dense<S: Element, T: Element>(&self, zero: T) -> Vec<T> {
+        let mut out = vec![zero; self.codes.len()];
+        cpu::dequantize::<S, T>(self.codes, self.k, self.scales, self.layout, &mut out);
+        out
+    }
+}

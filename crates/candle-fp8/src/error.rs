@@ -1,0 +1,218 @@
+//! What an op can refuse, in one voice: the op, the tensor, what was expected, what was found.
+
+use candle_core::{DType, Device, DeviceLocation, Shape, Tensor};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{op}: {tensor} has dtype {found:?}, expected {expected}")]
+    DType {
+        op: &'static str,
+        tensor: &'static str,
+        expected: &'static str,
+        found: DType,
+    },
+    #[error("{op}: {tensor} has shape {found:?}, expected {expected}")]
+    Shape {
+        op: &'static str,
+        tensor: &'static str,
+        expected: String,
+        found: Shape,
+    },
+    #[error("{op}: {tensor} is on {found:?}, expected it on {expected:?} as the other tensors")]
+    Device {
+        op: &'static str,
+        tensor: &'static str,
+        expected: DeviceLocation,
+        found: DeviceLocation,
+    },
+    #[error("{op}: {tensor} is {found}, expected {expected}")]
+    Value {
+        op: &'static str,
+        tensor: &'static str,
+        expected: &'static str,
+        found: String,
+    },
+    #[error("{op}: not built for {device} yet; move the tensors to the CPU")]
+    NotBuilt {
+        op: &'static str,
+        device: &'static str,
+    },
+    #[error("{op}: FP8 linears are not trainable; load with dequantize = true")]
+    NotTrainable { op: &'static str },
+}
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        candle_core::Error::wrap(error)
+    }
+}
+
+/// Refuses a tensor whose dtype is not one of those named.
+pub(crate) fn dtype(
+    op: &'static str,
+    tensor: &'static str,
+    found: DType,
+    allowed: &[DType],
+    expected: &'static str,
+) -> Result<(), Error> {
+    if allowed.contains(&found) {
+        return Ok(());
+    }
+    Err(Error::DType {
+        op,
+        tensor,
+        expected,
+        found,
+    })
+}
+
+/// Refuses a tensor that is not a float that activations can have.
+pub(crate) fn float(op: &'static str, tensor: &'static str, found: DType) -> Result<(), Error> {
+    dtype(
+        op,
+        tensor,
+        found,
+        &[DType::BF16, DType::F16, DType::F32],
+        "BF16, F16 or F32",
+    )
+}
+
+/// Refuses a tensor that does not hold codes.
+pub(crate) fn codes(op: &'static str, tensor: &'static str, found: DType) -> Result<(), Error> {
+    dtype(op, tensor, found, &[DType::F8E4M3], "F8E4M3")
+}
+
+/// Refuses a tensor that lies on another device.
+pub(crate) fn device(
+    op: &'static str,
+    tensor: &'static str,
+    found: &Tensor,
+    expected: &Device,
+) -> Result<(), Error> {
+    if found.device().same_device(expected) {
+        return Ok(());
+    }
+    Err(Error::Device {
+        op,
+        tensor,
+        expected: expected.location(),
+        found: found.device().location(),
+    })
+}
+
+/// Refuses a tensor of another shape.
+pub(crate) fn shape(
+    op: &'static str,
+    tensor: &'static str,
+    found: &Tensor,
+    expected: &[usize],
+    meaning: &str,
+) -> Result<(), Error> {
+    if found.dims() == expected {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        op,
+        tensor,
+        expected: format!("{expected:?} ({meaning})"),
+        found: found.shape().clone(),
+    })
+}
+
+/// The sizes of a weight `[N, K]`, neither of them 0.
+pub(crate) fn weight_dims(
+    op: &'static str,
+    tensor: &'static str,
+    found: &Tensor,
+) -> Result<(usize, usize), Error> {
+    match *found.dims() {
+        [n, k] if n > 0 && k > 0 => Ok((n, k)),
+        _ => Err(Error::Shape {
+            op,
+            tensor,
+            expected: "[N, K], neither of them 0".to_string(),
+            found: found.shape().clone(),
+        }),
+    }
+}
+
+/// The rows and columns of activations `[.., K]`, K not 0.
+pub(crate) fn rows(
+    op: &'static str,
+    tensor: &'static str,
+    found: &Tensor,
+) -> Result<(usize, usize), Error> {
+    match *found.dims() {
+        [ref leading @ .., k] if k > 0 => Ok((leading.iter().product(), k)),
+        _ => Err(Error::Shape {
+            op,
+            tensor,
+            expected: "[.., K], K not 0".to_string(),
+            found: found.shape().clone(),
+        }),
+    }
+}
+
+/// Refuses scales that do not fit the weight, and a layout that fits none.
+pub(crate) fn weight_scale(
+    op: &'static str,
+    found: &Tensor,
+    layout: candle_kernels_fp8::ScaleLayout,
+    n: usize,
+    k: usize,
+) -> Result<(), Error> {
+    use candle_kernels_fp8::ScaleLayout;
+    block(op, layout)?;
+    let meaning = match layout {
+        ScaleLayout::Tensor => format!("one scale for the whole weight [{n}, {k}]"),
+        ScaleLayout::Channel => format!("one scale for each row of the weight [{n}, {k}]"),
+        ScaleLayout::Block { rows, cols } => {
+            format!("one scale for each {rows}x{cols} block of the weight [{n}, {k}]")
+        }
+    };
+    shape(op, "weight_scale", found, &layout.shape(n, k), &meaning)
+}
+
+/// Refuses blocks of nothing.
+pub(crate) fn block(
+    op: &'static str,
+    layout: candle_kernels_fp8::ScaleLayout,
+) -> Result<(), Error> {
+    if let candle_kernels_fp8::ScaleLayout::Block { rows, cols } = layout
+        && (rows == 0 || cols == 0)
+    {
+        return Err(Error::Value {
+            op,
+            tensor: "block structure",
+            expected: "at least 1x1",
+            found: format!("{rows}x{cols}"),
+        });
+    }
+    Ok(())
+}
+
+/// Refuses a group of nothing.
+pub(crate) fn group(op: &'static str, size: usize) -> Result<(), Error> {
+    if size > 0 {
+        return Ok(());
+    }
+    Err(Error::Value {
+        op,
+        tensor: "group size",
+        expected: "at least 1",
+        found: "0".to_string(),
+    })
+}
+
+/// Refuses a given scale that nothing can be divided by.
+pub(crate) fn scale(op: &'static str, tensor: &'static str, scale: f32) -> Result<(), Error> {
+    if scale.is_finite() && scale > 0.0 {
+        return Ok(());
+    }
+    Err(Error::Value {
+        op,
+        tensor,
+        expected: "a positive, finite scale",
+        found: scale.to_string(),
+    })
+}

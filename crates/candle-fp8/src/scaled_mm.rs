@@ -1,0 +1,365 @@
+//! Activations times an FP8 weight.
+
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor,
+};
+use candle_kernels_fp8::cpu::{self, Activations, Scaling};
+
+use crate::ScaleLayout;
+use crate::error::{self, Error};
+use crate::storage;
+
+const OP: &str = "scaled_mm";
+
+/// How activations are quantized.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Quantization {
+    /// Each row with a scale of its own.
+    PerToken,
+    /// All with one scale, from their largest magnitude.
+    PerTensor,
+    /// All with one scale that is given (`input_scale`), positive and finite.
+    Static(f32),
+    /// Groups of so many neighbours in a row with a scale of their own; not 0; the last group may be short.
+    PerGroup(usize),
+}
+
+/// The activations of a [`scaled_mm`].
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// As they are (W8A16): BF16, F16 or F32 `[.., K]`.
+    Full(&'a Tensor),
+    /// BF16, F16 or F32 `[.., K]`, quantized inside the op (W8A8).
+    Quantize(&'a Tensor, Quantization),
+    /// Quantized already (W8A8).
+    Codes {
+        /// F8E4M3 `[.., K]`.
+        codes: &'a Tensor,
+        /// F32: `[1]` for all, `[.., 1]` for each row, or with `group` `[.., ceil(K / group)]`.
+        scales: &'a Tensor,
+        /// The number of neighbours in a row that share a scale, if it is not the whole row.
+        group: Option<usize>,
+        /// The result's dtype: BF16, F16 or F32.
+        dtype: DType,
+    },
+}
+
+/// `x · weightᵀ`, with scales, and a bias added.
+///
+/// - `input`: the activations `[.., K]`, any strides;
+/// - `weight`: F8E4M3 `[N, K]`, contiguous;
+/// - `weight_scale`: F32, of the shape that `layout` says;
+/// - `bias`: BF16, F16 or F32 `[N]`.
+///
+/// Gives `[.., N]` in the input's dtype; see the [arithmetic](crate#arithmetic). The weight is never expanded: the CPU
+/// kernel decodes at most 4 × 1024 codes at a time in each thread.
+///
+/// # Errors
+/// If a dtype, shape or device is not as said above, the weight is not contiguous, a static scale is not positive and
+/// finite, or the tensors are not on the CPU; and in a backward pass that reaches the op, because FP8 linears are not
+/// trainable. A bias that gradients are tracked for is refused at once.
+pub fn scaled_mm(
+    input: Input<'_>,
+    weight: &Tensor,
+    weight_scale: &Tensor,
+    layout: ScaleLayout,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let op = ScaledMm::check(input, weight, weight_scale, layout, bias)?;
+    let (Input::Full(x) | Input::Quantize(x, _) | Input::Codes { codes: x, .. }) = input;
+    x.apply_op3(weight, weight_scale, op)
+}
+
+/// What the op needs beside activations, weight and its scales. All of it is checked.
+struct ScaledMm {
+    m: usize,
+    n: usize,
+    k: usize,
+    mode: Mode,
+    layout: ScaleLayout,
+    bias: Option<Tensor>,
+    dtype: DType,
+    shape: Shape,
+}
+
+enum Mode {
+    Full,
+    Quantize(Quantization),
+    Codes { scales: Tensor, scaling: Scaling },
+}
+
+impl ScaledMm {
+    fn check(
+        input: Input<'_>,
+        weight: &Tensor,
+        weight_scale: &Tensor,
+        layout: ScaleLayout,
+        bias: Option<&Tensor>,
+    ) -> Result<Self> {
+        error::codes(OP, "weight", weight.dtype())?;
+        let (n, k) = error::weight_dims(OP, "weight", weight)?;
+        if !weight.is_contiguous() {
+            return Err(Error::Value {
+                op: OP,
+                tensor: "weight",
+                expected: "contiguous [N, K], because a copy would double its memory",
+                found: format!("strided {:?}", weight.stride()),
+            }
+            .into());
+        }
+        error::dtype(
+            OP,
+            "weight_scale",
+            weight_scale.dtype(),
+            &[DType::F32],
+            "F32",
+        )?;
+        error::weight_scale(OP, weight_scale, layout, n, k)?;
+        error::device(OP, "weight_scale", weight_scale, weight.device())?;
+        if let Some(bias) = bias {
+            error::float(OP, "bias", bias.dtype())?;
+            error::shape(OP, "bias", bias, &[n], "one for each output feature")?;
+            error::device(OP, "bias", bias, weight.device())?;
+            if bias.track_op() {
+                return Err(Error::NotTrainable { op: OP }.into());
+            }
+        }
+
+        let (x, dtype, mode) = match input {
+            Input::Full(x) => {
+                error::float(OP, "x", x.dtype())?;
+                (x, x.dtype(), Mode::Full)
+            }
+            Input::Quantize(x, quantization) => {
+                error::float(OP, "x", x.dtype())?;
+                match quantization {
+                    Quantization::Static(scale) => error::scale(OP, "input_scale", scale)?,
+                    Quantization::PerGroup(group) => error::group(OP, group)?,
+                    Quantization::PerToken | Quantization::PerTensor => {}
+                }
+                (x, x.dtype(), Mode::Quantize(quantization))
+            }
+            Input::Codes {
+                codes,
+                scales,
+                group,
+                dtype,
+            } => {
+                error::codes(OP, "x", codes.dtype())?;
+                error::float(OP, "the result", dtype)?;
+                let scaling = check_x_scales(codes, scales, group)?;
+                let scales = scales.clone();
+                (codes, dtype, Mode::Codes { scales, scaling })
+            }
+        };
+        error::device(OP, "x", x, weight.device())?;
+        let (m, x_k) = error::rows(OP, "x", x)?;
+        if x_k != k {
+            return Err(Error::Shape {
+                op: OP,
+                tensor: "x",
+                expected: format!("[.., {k}] for a weight [{n}, {k}]"),
+                found: x.shape().clone(),
+            }
+            .into());
+        }
+        let mut shape = x.dims().to_vec();
+        shape[x.rank() - 1] = n;
+        Ok(Self {
+            m,
+            n,
+            k,
+            mode,
+            layout,
+            bias: bias.cloned(),
+            dtype,
+            shape: shape.into(),
+        })
+    }
+}
+
+fn check_x_scales(codes: &Tensor, scales: &Tensor, group: Option<usize>) -> Result<Scaling> {
+    const NAME: &str = "x_scale";
+    error::dtype(OP, NAME, scales.dtype(), &[DType::F32], "F32")?;
+    error::device(OP, NAME, scales, codes.device())?;
+    let (m, k) = error::rows(OP, "x", codes)?;
+    let (scaling, groups) = match group {
+        Some(group) => {
+            error::group(OP, group)?;
+            (Scaling::Group(group), k.div_ceil(group))
+        }
+        None if scales.dims() == [1] && m != 1 => return Ok(Scaling::Tensor),
+        None => (Scaling::Token, 1),
+    };
+    let mut expected = codes.dims().to_vec();
+    expected[codes.rank() - 1] = groups;
+    let whole = group.is_none() && scales.dims() == [1];
+    if !whole {
+        error::shape(
+            OP,
+            NAME,
+            scales,
+            &expected,
+            "one for each row and group; or [1]",
+        )?;
+    }
+    Ok(scaling)
+}
+
+impl CustomOp3 for ScaledMm {
+    fn name(&self) -> &'static str {
+        OP
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        weight_scale: &CpuStorage,
+        weight_scale_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let weight = storage::codes(weight, weight_layout)?;
+        let weight_scale = storage::values(weight_scale, weight_scale_layout)?;
+        let bias = match &self.bias {
+            Some(bias) => Some(storage::on_cpu(OP, bias, |storage, layout| {
+                Ok(storage::values(storage, layout)?.into_owned())
+            })?),
+            None => None,
+        };
+        let mut out = vec![0f32; self.m * self.n];
+        let launch = |activations: Activations<'_>, out: &mut [f32]| {
+            cpu::scaled_mm(
+                &cpu::ScaledMm {
+                    m: self.m,
+                    n: self.n,
+                    k: self.k,
+                    activations,
+                    weight: &weight,
+                    weight_scale: &weight_scale,
+                    layout: self.layout,
+                    bias: bias.as_deref(),
+                },
+                out,
+            );
+        };
+        match &self.mode {
+            Mode::Full => {
+                let values = storage::values(x, x_layout)?;
+                launch(Activations::Values(&values), &mut out);
+            }
+            Mode::Quantize(quantization) => {
+                let values = storage::values(x, x_layout)?;
+                let quantized = self.quantize(&values, *quantization);
+                launch(quantized.activations(), &mut out);
+            }
+            Mode::Codes { scales, scaling } => {
+                let codes = storage::codes(x, x_layout)?;
+                storage::on_cpu(OP, scales, |storage, layout| {
+                    let scales = storage::values(storage, layout)?;
+                    let activations = Activations::Codes {
+                        codes: &codes,
+                        scales: &scales,
+                        scaling: *scaling,
+                    };
+                    launch(activations, &mut out);
+                    Ok(())
+                })?;
+            }
+        }
+        Ok((storage::from_values(out, self.dtype)?, self.shape.clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Err(Error::NotBuilt {
+            op: OP,
+            device: "CUDA",
+        }
+        .into())
+    }
+
+    fn metal_fwd(
+        &self,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+        _: &MetalStorage,
+        _: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        Err(Error::NotBuilt {
+            op: OP,
+            device: "Metal",
+        }
+        .into())
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Err(Error::NotTrainable { op: OP }.into())
+    }
+}
+
+/// Activations quantized inside the op.
+struct Quantized {
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+    scaling: Scaling,
+}
+
+impl Quantized {
+    fn activations(&self) -> Activations<'_> {
+        Activations::Codes {
+            codes: &self.codes,
+            scales: &self.scales,
+            scaling: self.scaling,
+        }
+    }
+}
+
+impl ScaledMm {
+    fn quantize(&self, values: &[f32], quantization: Quantization) -> Quantized {
+        let mut codes = vec![0u8; values.len()];
+        let (scales, scaling) = match quantization {
+            Quantization::PerTensor => (
+                vec![cpu::quantize_tensor(values, &mut codes)],
+                Scaling::Tensor,
+            ),
+            Quantization::Static(scale) => {
+                cpu::quantize_static(values, scale, &mut codes);
+                (vec![scale], Scaling::Tensor)
+            }
+            Quantization::PerToken => {
+                let mut scales = vec![0f32; self.m];
+                cpu::quantize_groups(values, self.k, self.k, &mut codes, &mut scales);
+                (scales, Scaling::Token)
+            }
+            Quantization::PerGroup(group) => {
+                let scaling = Scaling::Group(group);
+                let mut scales = vec![0f32; scaling.len(self.m, self.k)];
+                cpu::quantize_groups(values, self.k, group, &mut codes, &mut scales);
+                (scales, scaling)
+            }
+        };
+        Quantized {
+            codes,
+            scales,
+            scaling,
+        }
+    }
+}

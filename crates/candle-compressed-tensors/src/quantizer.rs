@@ -1,0 +1,209 @@
+//! The door between a checkpoint and a model.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use candle_fp8::Quantization;
+use candle_nn::{Linear, VarBuilder};
+use compressed_tensors::ActivationStrategy;
+
+use crate::{
+    Activations, Checkpoint, CtFp8Linear, CtLinear, Error, Fp8Module, LinearSource, LoadOptions,
+    Plan, Warning, backend::Backend,
+};
+
+/// Builds the linears of a compressed-tensors checkpoint, and the `VarBuilder` for everything else. Cloning is cheap.
+///
+/// ```no_run
+/// use candle_compressed_tensors::{Checkpoint, LoadOptions, QuantizerCompressedTensors};
+/// use candle_core::{DType, Device};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let checkpoint = Checkpoint::open("path/to/model")?;
+/// let quantizer = QuantizerCompressedTensors::new(&checkpoint, LoadOptions::default())?;
+/// let vb = quantizer.var_builder(DType::BF16, &Device::Cpu)?;
+/// let q_proj = quantizer.linear_no_bias(4096, 4096, vb.pp("model.layers.0.self_attn.q_proj"))?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct QuantizerCompressedTensors(Arc<Inner>);
+
+struct Inner {
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    plan: Plan,
+}
+
+impl QuantizerCompressedTensors {
+    /// Checks every tensor of `checkpoint` against its config, scale values included. Nothing is refused later.
+    ///
+    /// Warnings go to stderr, once, and stay available as [`warnings`](Self::warnings).
+    ///
+    /// # Errors
+    /// The first thing found wrong; [`Plan::problems`] lists all of them.
+    pub fn new(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self, Error> {
+        let plan = Plan::new(checkpoint, &options).into_result()?;
+        for warning in plan.warnings() {
+            eprintln!("warning: {warning}");
+        }
+        Ok(Self(Arc::new(Inner {
+            checkpoint: checkpoint.clone(),
+            options,
+            plan,
+        })))
+    }
+
+    /// A `VarBuilder` over the checkpoint.
+    ///
+    /// Asked for F8E4M3 it gives the codes of an FP8 weight; asked for another dtype it gives values, dequantized where
+    /// they are stored in FP8. Stock models can therefore be built from it as it is. Merged experts are there as
+    /// `….mlp.experts.gate_up_proj` `[E, 2·I, H]` and `….mlp.experts.down_proj` `[E, H, I]`, beside the tensors of each expert.
+    ///
+    /// # Errors
+    /// `dtype` is not BF16, F16 or F32.
+    pub fn var_builder(&self, dtype: DType, device: &Device) -> Result<VarBuilder<'static>, Error> {
+        if !matches!(dtype, DType::BF16 | DType::F16 | DType::F32) {
+            return Err(Error::Unsupported {
+                tensor: "var_builder".into(),
+                reason: format!("{dtype:?} is not a dtype to compute in; take BF16, F16 or F32"),
+            });
+        }
+        let backend: Box<dyn candle_nn::var_builder::SimpleBackend> =
+            Box::new(Backend(self.clone()));
+        Ok(VarBuilder::from_backend(backend, dtype, device.clone()))
+    }
+
+    /// The linear `[out_dim, in_dim]` under the prefix of `vb`, with its bias. In FP8 if the checkpoint has it so.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn linear(
+        &self,
+        in_dim: usize,
+        out_dim: usize,
+        vb: VarBuilder,
+    ) -> candle_core::Result<CtLinear> {
+        self.linear_b(in_dim, out_dim, true, vb)
+    }
+
+    /// As [`linear`](Self::linear), without a bias.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape.
+    pub fn linear_no_bias(
+        &self,
+        in_dim: usize,
+        out_dim: usize,
+        vb: VarBuilder,
+    ) -> candle_core::Result<CtLinear> {
+        self.linear_b(in_dim, out_dim, false, vb)
+    }
+
+    /// Whether the checkpoint stores any weight in FP8.
+    pub fn is_fp8(&self) -> bool {
+        self.0.plan.is_fp8()
+    }
+
+    /// Whether linears run on FP8 weights: the checkpoint is FP8, and `dequantize` is off.
+    pub fn use_fp8_kernel(&self) -> bool {
+        self.is_fp8() && !self.0.plan.dequantize
+    }
+
+    /// Whether gradients flow through every linear: not through FP8 ones.
+    pub fn is_trainable(&self) -> bool {
+        !self.use_fp8_kernel()
+    }
+
+    /// What a user should know of this checkpoint and these options.
+    pub fn warnings(&self) -> &[Warning] {
+        self.0.plan.warnings()
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.0.checkpoint
+    }
+
+    /// The options.
+    pub fn options(&self) -> &LoadOptions {
+        &self.0.options
+    }
+
+    /// What every tensor is.
+    pub fn plan(&self) -> &Plan {
+        &self.0.plan
+    }
+
+    /// How the inputs of `module` are quantized under the options.
+    fn quantization(&self, module: &Fp8Module) -> candle_core::Result<Option<Quantization>> {
+        Ok(
+            match (self.0.options.activations, module.scheme.activations) {
+                (Activations::Full, _) | (Activations::AsCheckpoint, ActivationStrategy::None) => {
+                    None
+                }
+                (Activations::PerToken, _) | (_, ActivationStrategy::DynamicToken) => {
+                    Some(Quantization::PerToken)
+                }
+                (_, ActivationStrategy::DynamicTensor) => Some(Quantization::PerTensor),
+                (_, ActivationStrategy::DynamicGroup(size)) => Some(Quantization::PerGroup(size)),
+                (_, ActivationStrategy::StaticTensor) => match module.input_scale {
+                    Some(scale) => Some(Quantization::Static(scale)),
+                    None => {
+                        candle_core::bail!("a static scheme without an input scale passed the plan")
+                    }
+                },
+            },
+        )
+    }
+}
+
+impl LinearSource for QuantizerCompressedTensors {
+    fn linear_b(
+        &self,
+        in_dim: usize,
+        out_dim: usize,
+        bias: bool,
+        vb: VarBuilder,
+    ) -> candle_core::Result<CtLinear> {
+        let name = vb.prefix();
+        let module = self
+            .0
+            .plan
+            .modules()
+            .get(&name)
+            .filter(|module| !module.dequantized);
+        let bias = if bias {
+            Some(vb.get(out_dim, "bias")?)
+        } else {
+            None
+        };
+        let Some(module) = module else {
+            return Ok(CtLinear::Dense(Linear::new(
+                vb.get((out_dim, in_dim), "weight")?,
+                bias,
+            )));
+        };
+        let codes = vb.get_with_hints_dtype(
+            (out_dim, in_dim),
+            "weight",
+            Default::default(),
+            DType::F8E4M3,
+        )?;
+        let shape = module.layout.shape(out_dim, in_dim);
+        let scale = vb.get_with_hints_dtype(
+            shape,
+            module.scheme.scale_name,
+            Default::default(),
+            DType::F32,
+        )?;
+        let quantization = self.quantization(module)?;
+        Ok(CtLinear::Fp8(CtFp8Linear::new(
+            codes,
+            scale,
+            module.layout,
+            bias,
+            quantization,
+        )?))
+    }
+}

@@ -1,0 +1,250 @@
+//! What is written for each tensor of the checkpoint, made when the writer asks for it.
+
+use std::{
+    borrow::Cow,
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::{Dtype, View};
+
+use crate::{
+    Error, QuantizerCompressedTensors, State,
+    convert::{Conversion, Stored},
+    save::config,
+};
+
+/// One tensor of the new checkpoint.
+pub(crate) struct Output {
+    pub(crate) name: String,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// All tensors of the new checkpoint, and where their values come from.
+pub(crate) struct Outputs<'a> {
+    pub(crate) list: Vec<Output>,
+    quantizer: &'a QuantizerCompressedTensors,
+    state: &'a State,
+    /// From a stored tensor to the merged one that holds its values now.
+    merged: HashMap<&'a str, &'a Conversion>,
+    /// From a stored tensor to its name in the state, where that is another one.
+    served: HashMap<&'a str, String>,
+}
+
+impl<'a> Outputs<'a> {
+    pub(crate) fn new(
+        quantizer: &'a QuantizerCompressedTensors,
+        state: &'a State,
+    ) -> Result<Self, Error> {
+        let (checkpoint, plan) = (quantizer.checkpoint(), quantizer.plan());
+        let dense = safetensors::Dtype::from(config::model_dtype(checkpoint.config()));
+        let mut list = Vec::new();
+        for (name, info) in checkpoint.tensors() {
+            let (name, mut dtype, shape) = (name.to_string(), info.dtype, info.shape.clone());
+            if plan.dequantize {
+                if plan.is_scale(&name) {
+                    continue;
+                }
+                if plan.weight(&name).is_some() {
+                    dtype = dense;
+                }
+            }
+            list.push(Output { name, dtype, shape });
+        }
+        let mut merged = HashMap::new();
+        for conversion in plan
+            .conversions
+            .values()
+            .filter(|conversion| state.get(conversion.target()).is_some())
+        {
+            merged.extend(conversion.sources().map(|name| (name, conversion)));
+        }
+        let mut served: HashMap<&str, String> = plan
+            .kv_scales
+            .iter()
+            .map(|(served, stored)| (stored.as_str(), served.clone()))
+            .collect();
+        for (name, module) in plan.modules() {
+            served.insert(&module.scale_name, format!("{name}.weight_scale"));
+        }
+        let outputs = Self {
+            list,
+            quantizer,
+            state,
+            merged,
+            served,
+        };
+        outputs.check_known()?;
+        Ok(outputs)
+    }
+
+    /// Errs if the state has a tensor that would not be written.
+    fn check_known(&self) -> Result<(), Error> {
+        let plan = self.quantizer.plan();
+        let served: HashSet<&str> = self.served.values().map(String::as_str).collect();
+        let known = |name: &&str| {
+            self.quantizer.checkpoint().info(name).is_some()
+                || plan.conversions.contains_key(*name)
+                || served.contains(name)
+        };
+        match self.state.names().find(|name| !known(name)) {
+            Some(name) => Err(Error::Save {
+                tensor: name.into(),
+                reason: "the checkpoint that the model was loaded from has no such tensor".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The values of `output` as the model has them now, in its dtype and shape; `None`: as stored.
+    fn current(&self, output: &Output) -> Result<Option<Tensor>, Error> {
+        let name = output.name.as_str();
+        let (checkpoint, plan) = (self.quantizer.checkpoint(), self.quantizer.plan());
+        let (dtype, device) = (DType::try_from(output.dtype)?, &Device::Cpu);
+        let stored = Stored {
+            checkpoint,
+            plan,
+            dtype,
+            device,
+        };
+        let own = self
+            .state
+            .get(self.served.get(name).map_or(name, String::as_str));
+        let tensor = match (own, self.merged.get(name)) {
+            (Some(tensor), _) if plan.weight_scale(name).is_some() => {
+                Conversion::reshape_scale(name).restore(tensor, name, stored)
+            }
+            (Some(tensor), _)
+                if output.dtype == Dtype::F8_E4M3 && tensor.dtype() != DType::F8E4M3 =>
+            {
+                Conversion::dequantize(name).restore(tensor, name, stored)
+            }
+            (Some(tensor), _) => Some(Ok(tensor.clone())),
+            (None, Some(conversion)) if plan.dequantize => {
+                // The last step back would be the quantization.
+                conversion.restore_dense(&self.merged_tensor(conversion), name, stored)
+            }
+            (None, Some(conversion)) => {
+                conversion.restore(&self.merged_tensor(conversion), name, stored)
+            }
+            (None, None) if plan.weight(name).is_some() && plan.dequantize => {
+                Some(Conversion::dequantize(name).load(stored))
+            }
+            (None, None) => None,
+        };
+        let Some(tensor) = tensor.transpose()? else {
+            return Ok(None);
+        };
+        let is_scale = plan.is_scale(name);
+        if tensor.elem_count() != output.elements() || (!is_scale && tensor.dims() != output.shape)
+        {
+            let reason = format!(
+                "the model has shape {:?}, the checkpoint {:?}",
+                tensor.dims(),
+                output.shape
+            );
+            return Err(Error::Save {
+                tensor: name.into(),
+                reason,
+            });
+        }
+        let cast = tensor.to_device(device)?.to_dtype(dtype)?;
+        if is_scale && differs(&cast.to_dtype(DType::F32)?, &tensor.to_dtype(DType::F32)?)? {
+            let reason = format!("its values do not fit the stored dtype {:?}", output.dtype);
+            return Err(Error::Save {
+                tensor: name.into(),
+                reason,
+            });
+        }
+        Ok(Some(cast))
+    }
+
+    fn merged_tensor(&self, conversion: &Conversion) -> Tensor {
+        // `merged` holds only conversions whose target is in the state.
+        self.state
+            .get(conversion.target())
+            .cloned()
+            .unwrap_or_else(|| unreachable!())
+    }
+}
+
+fn differs(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
+    let count = a
+        .flatten_all()?
+        .ne(&b.flatten_all()?)?
+        .to_dtype(DType::F32)?
+        .sum_all()?
+        .to_scalar::<f32>()?;
+    Ok(count > 0.)
+}
+
+impl Output {
+    fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.elements() * self.dtype.bitsize() / 8) as u64
+    }
+
+    pub(crate) fn view<'a>(
+        &'a self,
+        outputs: &'a Outputs<'a>,
+        failed: &'a RefCell<Option<Error>>,
+    ) -> OutputView<'a> {
+        OutputView {
+            output: self,
+            outputs,
+            failed,
+        }
+    }
+}
+
+/// What the safetensors writer sees. Bytes are made when they are written, and dropped after.
+pub(crate) struct OutputView<'a> {
+    output: &'a Output,
+    outputs: &'a Outputs<'a>,
+    failed: &'a RefCell<Option<Error>>,
+}
+
+impl OutputView<'_> {
+    fn bytes(&self) -> Result<Cow<'_, [u8]>, Error> {
+        match self.outputs.current(self.output)? {
+            Some(tensor) => Ok(Cow::Owned(View::data(&tensor).into_owned())),
+            None => Ok(Cow::Borrowed(
+                self.outputs
+                    .quantizer
+                    .checkpoint()
+                    .view(&self.output.name)?
+                    .data(),
+            )),
+        }
+    }
+}
+
+impl View for OutputView<'_> {
+    fn dtype(&self) -> Dtype {
+        self.output.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.output.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        // After a failure the file is removed: the rest need not be made.
+        if self.failed.borrow().is_some() {
+            return Cow::Owned(vec![0; self.data_len()]);
+        }
+        self.bytes().unwrap_or_else(|error| {
+            self.failed.replace(Some(error));
+            Cow::Owned(vec![0; self.data_len()])
+        })
+    }
+
+    fn data_len(&self) -> usize {
+        self.output.bytes() as usize
+    }
+}

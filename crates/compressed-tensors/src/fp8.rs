@@ -113,7 +113,7 @@ pub(crate) fn resolve(
             "the inputs are quantized but the weights are not, which is not served; {SERVED}"
         ));
     };
-    let weight = weight_strategy(scheme, weights)?;
+    let weight = weight_strategy(scheme, weights, format)?;
     let activations = match &scheme.input_activations {
         None => ActivationStrategy::None,
         Some(inputs) => activation_strategy(inputs)?,
@@ -127,7 +127,11 @@ pub(crate) fn resolve(
     }))
 }
 
-fn weight_strategy(scheme: &Scheme, weights: &QuantizationArgs) -> Result<WeightStrategy, String> {
+fn weight_strategy(
+    scheme: &Scheme,
+    weights: &QuantizationArgs,
+    format: Option<&str>,
+) -> Result<WeightStrategy, String> {
     check_numbers("weights", weights)?;
     if scheme.has_permutation() {
         return Err("actorder group stores a column permutation (g_idx), which is not served; expected actorder \
@@ -143,7 +147,14 @@ fn weight_strategy(scheme: &Scheme, weights: &QuantizationArgs) -> Result<Weight
         (Strategy::Tensor, _) => Ok(WeightStrategy::Tensor),
         (Strategy::Channel, _) => Ok(WeightStrategy::Channel),
         (Strategy::Block, Some([rows, cols])) => Ok(WeightStrategy::Block { rows, cols }),
-        _ => Err(format!("weights of {weights} are not served; {SERVED}")),
+        _ => {
+            let stored = format
+                .map(|format| format!(", stored as {format},"))
+                .unwrap_or_default();
+            Err(format!(
+                "weights of {weights}{stored} are not served; {SERVED}"
+            ))
+        }
     }
 }
 

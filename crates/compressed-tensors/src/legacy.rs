@@ -72,13 +72,14 @@ pub(crate) fn parse(node: &Node<'_>) -> Result<Legacy, Error> {
         "weight_scale"
     };
 
-    let mut skip = Vec::new();
+    let (mut skip, mut ignore) = (Vec::new(), Ignore::default());
     for key in ["modules_to_not_convert", "ignored_layers"] {
         if let Some(list) = node.child(key) {
-            skip.extend(list.strings()?);
+            let entries = list.strings()?;
+            ignore.add_components(&entries, &list.path)?;
+            skip.extend(entries);
         }
     }
-    let ignore = Ignore::components(&skip, &node.path_of("modules_to_not_convert"))?;
 
     let kv_cache = match node.child("kv_cache_scheme") {
         None => None,

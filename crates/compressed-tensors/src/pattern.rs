@@ -74,6 +74,8 @@ fn translate(pattern: &str) -> Result<String, &'static str> {
                 match escaped {
                     Some('1'..='9') => return Err(BACKREFERENCE),
                     Some('Z') => out.push_str("\\z"),
+                    // Word boundaries in the regex crate.
+                    Some(angle @ ('<' | '>')) => out.push(angle),
                     _ => out.push_str(&rest[..taken]),
                 }
             }

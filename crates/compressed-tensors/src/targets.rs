@@ -132,19 +132,18 @@ impl Ignore {
     /// Entries of `modules_to_not_convert` and `ignored_layers`: whole dotted components anywhere in the name.
     /// Writers put full names there, prefixes (`visual`) or suffixes (`lm_head`); entries with regex characters are
     /// patterns from the name's start, with or without `re:`.
-    pub(crate) fn components(entries: &[String], path: &str) -> Result<Self, Error> {
-        let mut ignore = Self::default();
+    pub(crate) fn add_components(&mut self, entries: &[String], path: &str) -> Result<(), Error> {
         for entry in entries {
             let trimmed = entry.trim_matches('.');
             if let Some(pattern) = entry.strip_prefix("re:") {
-                ignore.patterns.push(Pattern::new(pattern, path)?);
+                self.patterns.push(Pattern::new(pattern, path)?);
             } else if entry.contains(['*', '+', '?', '^', '$', '|', '(', '[', '\\']) {
-                ignore.patterns.push(Pattern::new(entry, path)?);
+                self.patterns.push(Pattern::new(entry, path)?);
             } else if !trimmed.is_empty() {
-                ignore.components.push(format!(".{trimmed}."));
+                self.components.push(format!(".{trimmed}."));
             }
         }
-        Ok(ignore)
+        Ok(())
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -14,10 +14,9 @@ pub(crate) struct Backend(pub(crate) QuantizerCompressedTensors);
 
 impl Backend {
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let (checkpoint, plan) = (self.0.checkpoint(), self.0.plan());
+        let plan = self.0.plan();
         let stored = Stored {
-            checkpoint,
-            plan,
+            quantizer: &self.0,
             dtype,
             device,
         };
@@ -26,7 +25,7 @@ impl Backend {
         }
         if plan.weight(name).is_some() {
             if dtype == DType::F8E4M3 {
-                return dense::codes(&checkpoint.view(name)?, device);
+                return dense::codes(&stored.view(name)?, device);
             }
             float(name, dtype)?;
             return Conversion::dequantize(name).load(stored);
@@ -37,7 +36,7 @@ impl Backend {
                 .to_dtype(dtype);
         }
         let name = plan.kv_scale(name).unwrap_or(name);
-        let view = checkpoint.view(name)?;
+        let view = stored.view(name)?;
         if dtype == DType::F8E4M3 {
             candle_core::bail!(
                 "{name}: asked for as F8E4M3 codes, but it is stored as {:?}",

@@ -181,6 +181,11 @@ impl Checkpoint {
         self.0.tensors.get(name)
     }
 
+    /// Bytes of all tensors in the files.
+    pub fn bytes(&self) -> u64 {
+        self.0.tensors.values().map(TensorInfo::bytes).sum()
+    }
+
     /// The mapped bytes of a tensor.
     ///
     /// # Errors

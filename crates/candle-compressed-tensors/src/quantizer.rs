@@ -27,7 +27,13 @@ use crate::{
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct QuantizerCompressedTensors(Arc<Inner>);
+pub struct QuantizerCompressedTensors {
+    inner: Arc<Inner>,
+    progress: Option<Arc<Progress>>,
+}
+
+/// Told of every tensor that was read: the bytes that it takes in the file.
+type Progress = dyn Fn(u64) + Send + Sync;
 
 struct Inner {
     checkpoint: Checkpoint,
@@ -47,11 +53,32 @@ impl QuantizerCompressedTensors {
         for warning in plan.warnings() {
             eprintln!("warning: {warning}");
         }
-        Ok(Self(Arc::new(Inner {
+        let inner = Inner {
             checkpoint: checkpoint.clone(),
             options,
             plan,
-        })))
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+            progress: None,
+        })
+    }
+
+    /// The same quantizer, which calls `progress` for every tensor that its `VarBuilder` reads, with the bytes that the
+    /// tensor takes in the file. All of them add up to at most [`Checkpoint::bytes`].
+    #[must_use]
+    pub fn with_progress(self, progress: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self {
+            progress: Some(Arc::new(progress)),
+            ..self
+        }
+    }
+
+    /// Tells who listens that the tensor `name` was read.
+    pub(crate) fn report(&self, name: &str) {
+        if let (Some(progress), Some(info)) = (&self.progress, self.checkpoint().info(name)) {
+            progress(info.bytes());
+        }
     }
 
     /// A `VarBuilder` over the checkpoint.
@@ -102,12 +129,12 @@ impl QuantizerCompressedTensors {
 
     /// Whether the checkpoint stores any weight in FP8.
     pub fn is_fp8(&self) -> bool {
-        self.0.plan.is_fp8()
+        self.inner.plan.is_fp8()
     }
 
     /// Whether linears run on FP8 weights: the checkpoint is FP8, and `dequantize` is off.
     pub fn use_fp8_kernel(&self) -> bool {
-        self.is_fp8() && !self.0.plan.dequantize
+        self.is_fp8() && !self.inner.plan.dequantize
     }
 
     /// Whether gradients flow through every linear: not through FP8 ones.
@@ -117,28 +144,28 @@ impl QuantizerCompressedTensors {
 
     /// What a user should know of this checkpoint and these options.
     pub fn warnings(&self) -> &[Warning] {
-        self.0.plan.warnings()
+        self.inner.plan.warnings()
     }
 
     /// The checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
-        &self.0.checkpoint
+        &self.inner.checkpoint
     }
 
     /// The options.
     pub fn options(&self) -> &LoadOptions {
-        &self.0.options
+        &self.inner.options
     }
 
     /// What every tensor is.
     pub fn plan(&self) -> &Plan {
-        &self.0.plan
+        &self.inner.plan
     }
 
     /// How the inputs of `module` are quantized under the options.
     fn quantization(&self, module: &Fp8Module) -> candle_core::Result<Option<Quantization>> {
         Ok(
-            match (self.0.options.activations, module.scheme.activations) {
+            match (self.inner.options.activations, module.scheme.activations) {
                 (Activations::Full, _) | (Activations::AsCheckpoint, ActivationStrategy::None) => {
                     None
                 }
@@ -168,7 +195,7 @@ impl LinearSource for QuantizerCompressedTensors {
     ) -> candle_core::Result<CtLinear> {
         let name = vb.prefix();
         let module = self
-            .0
+            .inner
             .plan
             .modules()
             .get(&name)

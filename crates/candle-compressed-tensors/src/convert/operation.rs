@@ -3,7 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor};
 use candle_fp8::Rounding;
 
-use crate::{Checkpoint, Error, dense, plan::Plan, scales};
+use safetensors::tensor::TensorView;
+
+use crate::{Error, QuantizerCompressedTensors, dense, scales};
 
 /// One step from stored tensors to a served one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +35,7 @@ pub(crate) enum Part {
 /// The tensors of a checkpoint as the operations see them, and what results are made of.
 #[derive(Clone, Copy)]
 pub(crate) struct Stored<'a> {
-    pub(crate) checkpoint: &'a Checkpoint,
-    pub(crate) plan: &'a Plan,
+    pub(crate) quantizer: &'a QuantizerCompressedTensors,
     pub(crate) dtype: DType,
     pub(crate) device: &'a Device,
 }
@@ -84,7 +85,7 @@ impl Operation {
                 }
                 candle_core::bail!("{}: not among the sources of its conversion", place.name)
             }
-            Self::Dequantize => match stored.plan.weight(place.name) {
+            Self::Dequantize => match stored.quantizer.plan().weight(place.name) {
                 Some(_) => stored.quantize(place.name, whole),
                 None => Ok(whole.clone()),
             },
@@ -102,7 +103,7 @@ impl Part {
         match self {
             Self::Tensor(tensor) => Ok(tensor),
             Self::Stored(name) => Ok(dense::load(
-                &stored.checkpoint.view(&name)?,
+                &stored.view(&name)?,
                 stored.dtype,
                 stored.device,
             )?),
@@ -124,16 +125,23 @@ impl Part {
     }
 }
 
-impl Stored<'_> {
+impl<'a> Stored<'a> {
+    /// The mapped bytes of a tensor that is about to be read.
+    pub(crate) fn view(self, name: &str) -> Result<TensorView<'a>> {
+        let view = self.quantizer.checkpoint().view(name)?;
+        self.quantizer.report(name);
+        Ok(view)
+    }
+
     /// Dense values of the weight `name`, whether it is stored in FP8 or dense.
     fn dequantize(self, name: &str) -> Result<Tensor> {
-        let view = self.checkpoint.view(name)?;
-        let Some(module) = self.plan.weight(name) else {
+        let view = self.view(name)?;
+        let Some(module) = self.quantizer.plan().weight(name) else {
             return dense::load(&view, self.dtype, self.device);
         };
-        let scale = self.checkpoint.view(&module.scale_name)?;
+        let scale = self.view(&module.scale_name)?;
         let scale_dtype = DType::try_from(scale.dtype())?;
-        let values = scales::check_values(self.checkpoint, &module.scale_name)?;
+        let values = scales::check_values(self.quantizer.checkpoint(), &module.scale_name)?;
         candle_fp8::dequantize_bytes(
             view.data(),
             module.shape,
@@ -147,11 +155,12 @@ impl Stored<'_> {
 
     /// The scale `name` of an FP8 weight: F32, shaped as the ops take it.
     fn scale(self, name: &str) -> Result<Tensor> {
-        let Some(module) = self.plan.weight_scale(name) else {
+        let Some(module) = self.quantizer.plan().weight_scale(name) else {
             candle_core::bail!("{name}: not the scale of an FP8 weight")
         };
         let (n, k) = module.shape;
-        let values = scales::check_values(self.checkpoint, name)?;
+        self.quantizer.report(name);
+        let values = scales::check_values(self.quantizer.checkpoint(), name)?;
         Tensor::from_vec(values, module.layout.shape(n, k), self.device)
     }
 
@@ -160,10 +169,10 @@ impl Stored<'_> {
     /// # Errors
     /// The values are not those of any codes under the stored scale: they were changed, or lost in a narrower dtype.
     fn quantize(self, name: &str, values: &Tensor) -> Result<Tensor> {
-        let Some(module) = self.plan.weight(name) else {
+        let Some(module) = self.quantizer.plan().weight(name) else {
             candle_core::bail!("{name}: not an FP8 weight")
         };
-        let scale_dtype = DType::try_from(self.checkpoint.view(&module.scale_name)?.dtype())?;
+        let scale_dtype = DType::try_from(self.view(&module.scale_name)?.dtype())?;
         let (scale, values) = (self.scale(&module.scale_name)?, values.contiguous()?);
         let codes = candle_fp8::quantize_weight(&values, &scale, module.layout, Rounding::Once)?;
         let again =
@@ -188,8 +197,8 @@ impl Stored<'_> {
         Ok(codes)
     }
 
-    fn stored_shape(&self, name: &str) -> Result<&[usize]> {
-        match self.checkpoint.info(name) {
+    fn stored_shape(self, name: &str) -> Result<&'a [usize]> {
+        match self.quantizer.checkpoint().info(name) {
             Some(info) => Ok(&info.shape),
             None => Err(candle_core::Error::CannotFindTensor { path: name.into() }),
         }

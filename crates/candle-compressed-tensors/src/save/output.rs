@@ -101,11 +101,10 @@ impl<'a> Outputs<'a> {
     /// The values of `output` as the model has them now, in its dtype and shape; `None`: as stored.
     fn current(&self, output: &Output) -> Result<Option<Tensor>, Error> {
         let name = output.name.as_str();
-        let (checkpoint, plan) = (self.quantizer.checkpoint(), self.quantizer.plan());
+        let plan = self.quantizer.plan();
         let (dtype, device) = (DType::try_from(output.dtype)?, &Device::Cpu);
         let stored = Stored {
-            checkpoint,
-            plan,
+            quantizer: self.quantizer,
             dtype,
             device,
         };

@@ -1,0 +1,95 @@
+//! One decoder layer.
+
+use candle_compressed_tensors::{CtLinear, LinearSource, State};
+use candle_core::Tensor;
+use candle_nn::{Module, VarBuilder};
+
+use crate::attention::Attention;
+use crate::mlp::Mlp;
+use crate::moe::SparseMoe;
+use crate::norm::Norm;
+use crate::plan::AttentionPlan;
+use crate::{Architecture, KvCache, ModelConfig, Result};
+
+/// `x += attention(norm(x)); x += mlp(norm(x))`.
+#[derive(Debug)]
+pub(crate) struct DecoderLayer {
+    input_layernorm: Norm,
+    self_attn: Attention,
+    post_attention_layernorm: Norm,
+    mlp: FeedForward,
+}
+
+#[derive(Debug)]
+enum FeedForward {
+    Dense(Mlp),
+    Sparse(SparseMoe),
+}
+
+impl DecoderLayer {
+    pub(crate) fn load(
+        config: &ModelConfig,
+        layer: usize,
+        source: &dyn LinearSource,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let norm = |name: &str| Norm::load(config.hidden_size, config.rms_norm_eps, vb.pp(name));
+        let mlp_name = match config.architecture {
+            Architecture::Mixtral => "block_sparse_moe",
+            _ => "mlp",
+        };
+        let vb_mlp = vb.pp(mlp_name);
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: Attention::load(config, layer, source, vb.pp("self_attn"))?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: match &config.moe {
+                Some(moe) if config.is_sparse(layer) => {
+                    FeedForward::Sparse(SparseMoe::load(config, moe, source, vb_mlp)?)
+                }
+                _ => FeedForward::Dense(Mlp::load(config, source, vb_mlp)?),
+            },
+        })
+    }
+
+    /// `x [B, L, H]` → `[B, L, H]`.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        cos_sin: (&Tensor, &Tensor),
+        plan: &AttentionPlan,
+        cache: &mut KvCache,
+    ) -> Result<Tensor> {
+        let normed = self.input_layernorm.forward(x)?;
+        let x = (x + self.self_attn.forward(&normed, cos_sin, plan, cache)?)?;
+        let normed = self.post_attention_layernorm.forward(&x)?;
+        let y = match &self.mlp {
+            FeedForward::Dense(mlp) => mlp.forward(&normed)?,
+            FeedForward::Sparse(moe) => moe.forward(&normed)?,
+        };
+        Ok((x + y)?)
+    }
+
+    pub(crate) fn linears(&self) -> Vec<(String, &CtLinear)> {
+        let mut linears: Vec<_> = self.self_attn.linears().collect();
+        match &self.mlp {
+            FeedForward::Dense(mlp) => linears.extend(mlp.linears()),
+            FeedForward::Sparse(moe) => linears.extend(moe.linears()),
+        }
+        linears
+    }
+
+    /// Adds what is not a linear.
+    pub(crate) fn add_to(&self, state: &mut State) {
+        for (name, weight) in [
+            self.input_layernorm.weight(),
+            self.post_attention_layernorm.weight(),
+        ] {
+            state.tensor(name, weight);
+        }
+        self.self_attn.add_to(state);
+        if let FeedForward::Sparse(moe) = &self.mlp {
+            moe.add_to(state);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! The language model: embedding, decoder layers, final norm, logits.
+
+use std::collections::BTreeMap;
+
+use candle_compressed_tensors::{CtLinear, LinearSource, State};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Embedding, Module, VarBuilder};
+
+use crate::layer::DecoderLayer;
+use crate::norm::Norm;
+use crate::plan::AttentionPlan;
+use crate::rope::RotaryEmbedding;
+use crate::{Error, KvCache, ModelConfig, Result};
+
+/// Where checkpoints keep the decoder: text models first, then the multimodal ones.
+const DECODER_PREFIXES: [&str; 4] = [
+    "model",
+    "language_model.model",
+    "model.language_model",
+    "model.language_model.model",
+];
+
+/// Where checkpoints keep the output projection.
+const HEAD_PREFIXES: [&str; 3] = [
+    "lm_head",
+    "language_model.lm_head",
+    "model.language_model.lm_head",
+];
+
+/// A decoder-only language model whose linears come from a [`LinearSource`]: in FP8 where the
+/// checkpoint has them in FP8.
+///
+/// Runs in F32, BF16 or F16: the dtype of the `VarBuilder` is that of the embedding, the norms, the
+/// activations and the KV cache. Softmax and norms are computed in f32. Inference only: the fused
+/// norms, RoPE and softmax it calls have no backward pass.
+#[derive(Debug)]
+pub struct CausalLm {
+    embed_tokens: Embedding,
+    layers: Vec<DecoderLayer>,
+    norm: Norm,
+    head: Head,
+    rotary: RotaryEmbedding,
+    config: ModelConfig,
+    /// Prefix of the decoder in the checkpoint, for example `model`.
+    prefix: String,
+    dtype: DType,
+    device: Device,
+}
+
+/// What turns hidden states into logits.
+#[derive(Debug)]
+enum Head {
+    /// The embedding matrix: a linear that shares its storage.
+    Tied(candle_nn::Linear),
+    Own {
+        linear: CtLinear,
+        prefix: String,
+    },
+}
+
+impl CausalLm {
+    /// Builds the model from the tensors under `vb`, which stands at the root of the checkpoint.
+    ///
+    /// Module names are those of the checkpoint (`model.layers.0.self_attn.q_proj`, `lm_head`, …);
+    /// a multimodal checkpoint's prefix is found by looking where `embed_tokens.weight` is. Where
+    /// `self_attn.k_scale` and `v_scale` exist, keys and values pass through E4M3 on their way into
+    /// the cache. Experts are read stacked, as `….experts.gate_up_proj` `[E, 2I, H]` (gate first)
+    /// and `….experts.down_proj` `[E, H, I]`.
+    ///
+    /// Logits use the embedding matrix when the config says so, or when it says nothing and there is
+    /// no `lm_head.weight`. An `lm_head.weight` that differs from the embedding is used although the
+    /// config calls them tied, as transformers does since version 5.
+    ///
+    /// # Errors
+    /// A tensor is missing or has another shape, or KV scales are incomplete.
+    pub fn load(config: &ModelConfig, source: &dyn LinearSource, vb: VarBuilder) -> Result<Self> {
+        let has = |prefix: &&str, tensor: &str| vb.contains_tensor(&format!("{prefix}.{tensor}"));
+        // Where nothing is found, the usual name makes the better error.
+        let mut prefixes = DECODER_PREFIXES.into_iter();
+        let prefix = prefixes
+            .find(|prefix| has(prefix, "embed_tokens.weight"))
+            .unwrap_or("model");
+        let head = HEAD_PREFIXES
+            .into_iter()
+            .find(|prefix| has(prefix, "weight"));
+
+        let vb_model = vb.pp(prefix);
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        let embeddings = vb_model.pp("embed_tokens").get((vocab, hidden), "weight")?;
+        let own_head = |prefix: &str| -> Result<Head> {
+            Ok(Head::Own {
+                linear: source.linear_b(hidden, vocab, false, vb.pp(prefix))?,
+                prefix: prefix.to_string(),
+            })
+        };
+        let head = match (config.tie_word_embeddings, head) {
+            (Some(true), Some(prefix)) if !same_values(&embeddings, prefix, &vb)? => {
+                own_head(prefix)?
+            }
+            (Some(true), _) | (None, None) => {
+                Head::Tied(candle_nn::Linear::new(embeddings.clone(), None))
+            }
+            (Some(false) | None, Some(prefix)) => own_head(prefix)?,
+            (Some(false), None) => own_head(HEAD_PREFIXES[0])?,
+        };
+
+        let vb_layers = vb_model.pp("layers");
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| DecoderLayer::load(config, i, source, vb_layers.pp(i)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            embed_tokens: Embedding::new(embeddings, hidden),
+            layers,
+            norm: Norm::load(hidden, config.rms_norm_eps, vb_model.pp("norm"))?,
+            head,
+            rotary: RotaryEmbedding::new(&config.rope, config.head_dim),
+            config: config.clone(),
+            prefix: vb_model.prefix(),
+            dtype: vb.dtype(),
+            device: vb.device().clone(),
+        })
+    }
+
+    /// Logits `[B, V]` in F32 of the last of the positions `ids [B, L]` (U32), which follow those
+    /// already in `cache` and are added to it.
+    ///
+    /// All sequences of a batch have the same length; there is no padding.
+    ///
+    /// # Errors
+    /// [`Error::CacheFull`] when the positions do not fit, [`Error::Mismatch`] when ids, cache and
+    /// model do not belong together, [`Error::Candle`] for a token id outside the vocabulary. After
+    /// any of them the model is usable, and the cache holds what it held before.
+    pub fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let hidden = self.hidden(ids, cache)?;
+        let last = hidden.dim(1)? - 1;
+        self.logits(&hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?)
+    }
+
+    /// Logits `[B, L, V]` in F32 of every position of `ids [B, L]`, else as
+    /// [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_all(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let hidden = self.hidden(ids, cache)?;
+        self.logits(&hidden)
+    }
+
+    /// An empty cache that fits this model: its layers, dtype and device.
+    ///
+    /// # Errors
+    /// Those of [`KvCache::new`].
+    pub fn new_cache(&self, batch: usize, max_seq: usize) -> Result<KvCache> {
+        KvCache::new(&self.config, batch, max_seq, self.dtype, &self.device)
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Dtype of the activations.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the model lives.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Every linear under its module name, in the order of the forward pass. A tied output
+    /// projection and the experts, which are stacked, are not among them.
+    pub fn linears(&self) -> impl Iterator<Item = (String, &CtLinear)> {
+        let head = match &self.head {
+            Head::Tied(_) => None,
+            Head::Own { linear, prefix } => Some((prefix.clone(), linear)),
+        };
+        self.layers
+            .iter()
+            .flat_map(DecoderLayer::linears)
+            .chain(head)
+    }
+
+    /// Every tensor of the model under its name in the checkpoint, for saving. Shares storage with
+    /// the model. Experts are under their stacked names; a tied `lm_head.weight` is left out.
+    pub fn state(&self) -> State {
+        let mut state = State::new();
+        state.tensor(
+            format!("{}.embed_tokens.weight", self.prefix),
+            self.embed_tokens.embeddings(),
+        );
+        for (name, linear) in self.linears() {
+            state.linear(&name, linear);
+        }
+        for layer in &self.layers {
+            layer.add_to(&mut state);
+        }
+        let (name, weight) = self.norm.weight();
+        state.tensor(name, weight);
+        state
+    }
+
+    /// Bytes of all tensors of the model, scales included.
+    pub fn weight_bytes(&self) -> usize {
+        let state = self.state();
+        let tensors = state.names().filter_map(|name| state.get(name));
+        tensors
+            .map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes())
+            .sum()
+    }
+
+    /// Final hidden states `[B, L, H]`, after the last norm.
+    fn hidden(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let (batch, len) = match *ids.dims() {
+            [batch, len] if batch > 0 && len > 0 => (batch, len),
+            _ => {
+                return Err(Error::Mismatch {
+                    what: "shape of the token ids",
+                    expected: "[B, L] with B and L at least 1".to_string(),
+                    found: format!("{:?}", ids.dims()),
+                });
+            }
+        };
+        cache.check(batch, len, &self.config, self.dtype, &self.device)?;
+        let offset = cache.len();
+        let (cos, sin) = self.rotary.cos_sin(offset, len, self.dtype, &self.device)?;
+        let mut plans = BTreeMap::new();
+        let mut x = self.embed_tokens.forward(ids)?;
+        for (layer, &window) in self.layers.iter().zip(&self.config.sliding_windows) {
+            let plan = match plans.entry(window) {
+                std::collections::btree_map::Entry::Occupied(plan) => plan.into_mut(),
+                std::collections::btree_map::Entry::Vacant(slot) => {
+                    slot.insert(AttentionPlan::new(offset, len, window, &self.device)?)
+                }
+            };
+            x = layer.forward(&x, (&cos, &sin), plan, cache)?;
+        }
+        cache.advance(len);
+        Ok(self.norm.forward(&x)?)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = match &self.head {
+            Head::Tied(linear) => linear.forward(hidden)?,
+            Head::Own { linear, .. } => linear.forward(hidden)?,
+        };
+        Ok(logits.to_dtype(DType::F32)?)
+    }
+}
+
+/// Whether `{head}.weight` repeats the embedding. It is read once for this and let go.
+fn same_values(embeddings: &Tensor, head: &str, vb: &VarBuilder) -> Result<bool> {
+    let head = vb.pp(head).get(embeddings.shape(), "weight")?;
+    let differences = embeddings.ne(&head)?.to_dtype(DType::F32)?.sum_all()?;
+    Ok(differences.to_scalar::<f32>()? == 0.0)
+}

@@ -472,6 +472,18 @@ fn row_23_block_fp8() {
 }
 
 #[test]
+fn row_23_a_null_block_size_was_written_by_transformers() {
+    let config =
+        json!({ "quant_method": "fp8", "activation_scheme": "static", "weight_block_size": null });
+    let found = resolved(&quantized(config), DOWN);
+    assert_eq!(
+        (found.weight, found.activations),
+        (W::Tensor, A::StaticTensor)
+    );
+    assert_eq!(found.scale_name, "weight_scale_inv");
+}
+
+#[test]
 fn row_23_skip_lists_may_hold_patterns() {
     let quantization = quantized(json!({
         "quant_method": "fp8", "ignored_layers": ["re:.*lm_head", "model.layers.[01].*proj"],

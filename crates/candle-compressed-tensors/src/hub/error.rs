@@ -261,7 +261,7 @@ pub enum HubError {
     },
 
     /// The cache cannot be read or written.
-    #[error("cannot write the cache at {}: {source}. Check the free space and the permissions, or set HF_HOME to a folder \
+    #[error("cannot use the cache at {}: {source}. Check the free space and the permissions, or set HF_HOME to a folder \
              elsewhere", .path.display())]
     Disk {
         /// Where.

@@ -1,6 +1,6 @@
 //! The download of one file: resumed where it stopped, checked for its size.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -50,7 +50,11 @@ impl Download<'_> {
         let retries = snapshot.client.options.retries;
         let (mut failures, mut attempts, mut restarted) = (0, 0, false);
         loop {
-            let before = self.prepare(&part).map_err(|e| cache.disk(e))?;
+            let prepared = self.locked(|| prepare(&part, remote.size));
+            let before = match prepared.map_err(|e| cache.disk(e))? {
+                Some(before) => before,
+                None => len(&part).unwrap_or(0),
+            };
             attempts += 1;
             let reason = match self.attempt(&part, before, bar)? {
                 Outcome::Complete => return Ok(()),
@@ -87,21 +91,22 @@ impl Download<'_> {
         }
     }
 
-    /// Leaves a part from which the server can go on, and tells its length.
-    fn prepare(&self, part: &Path) -> io::Result<u64> {
-        match len(part) {
-            None => Ok(0),
-            // Longer than the file: not a beginning of it.
-            Some(len) if len > self.remote.size => fs::remove_file(part).map(|()| 0),
-            // Whole, but not yet renamed: hf-hub asks for what follows, and nothing does. One byte less, and it fits.
-            Some(len) if len == self.remote.size && len > 0 => {
-                OpenOptions::new()
-                    .write(true)
-                    .open(part)?
-                    .set_len(len - 1)?;
-                Ok(len - 1)
-            }
-            Some(len) => Ok(len),
+    /// Runs `change` under the lock that hf-hub takes for this content. When another program holds it, the part is that
+    /// program's and nothing is changed: hf-hub then waits for it, or gives up.
+    fn locked<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<Option<T>> {
+        let path = self
+            .snapshot
+            .cache
+            .blob(&self.remote.etag)
+            .with_extension("lock");
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let file = File::create(path)?;
+        match file.try_lock() {
+            Ok(()) => change().map(Some),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e),
         }
     }
 
@@ -131,7 +136,7 @@ impl Download<'_> {
             Err(error) => match Fault::from(error) {
                 Fault::Restart => {
                     let found = len(part).unwrap_or(0);
-                    remove(part).map_err(disk)?;
+                    self.locked(|| remove(part)).map_err(disk)?;
                     Ok(Outcome::TooLong(found))
                 }
                 Fault::Status(404) => Err(snapshot.missing(&remote.file)),
@@ -140,7 +145,7 @@ impl Download<'_> {
                     lock,
                 }),
                 fault if fault.is_passing() => {
-                    undo_repeat(part, before).map_err(disk)?;
+                    self.locked(|| undo_repeat(part, before)).map_err(disk)?;
                     Ok(Outcome::Short(match fault {
                         Fault::Unreachable(reason) | Fault::Dropped(reason) => reason,
                         Fault::Status(status) => format!("HTTP status {status}"),
@@ -159,6 +164,22 @@ enum Outcome {
     Short(String),
     /// More bytes than the file has; the part is gone.
     TooLong(u64),
+}
+
+/// Leaves a part from which the server can go on to `size` bytes, and tells its length.
+fn prepare(part: &Path, size: u64) -> io::Result<u64> {
+    match len(part) {
+        None => Ok(0),
+        // Longer than the file: not a beginning of it.
+        Some(len) if len > size => fs::remove_file(part).map(|()| 0),
+        // Whole, but not yet renamed: hf-hub asks for what follows, and nothing does. One byte less, and it fits.
+        Some(len) if len == size && len > 0 => {
+            let file = OpenOptions::new().write(true).open(part)?;
+            file.set_len(len - 1)?;
+            Ok(len - 1)
+        }
+        Some(len) => Ok(len),
+    }
 }
 
 /// A server that ignores `Range` sends the file from its beginning, and hf-hub appends that to the part. When such a

@@ -46,16 +46,12 @@ impl<'a> Snapshot<'a> {
 
     /// Fetches those of `files` that the repository lists; without the configuration there is no checkpoint.
     pub(super) fn fetch_small(&self, files: &[&str]) -> Result<(), HubError> {
-        for &file in files {
-            if self.listed.contains(file) {
-                if let Some(remote) = self.locate(file)? {
-                    fetch::fetch(self, &remote, Bar::none())?;
-                }
-            } else if file == CONFIG {
-                return Err(self.missing(file));
-            }
+        if files.contains(&CONFIG) && !self.listed.contains(CONFIG) {
+            return Err(self.missing(CONFIG));
         }
-        Ok(())
+        let listed = files.iter().filter(|file| self.listed.contains(**file));
+        let listed: Vec<String> = listed.map(|file| (*file).to_owned()).collect();
+        self.fetch_all(&listed, |_| Bar::none())
     }
 
     /// The names of the files of weights: the index's, or the single file's.
@@ -82,23 +78,35 @@ impl<'a> Snapshot<'a> {
         Ok(shards)
     }
 
-    /// Fetches `files` a few at a time, each with a bar. All are looked up before the first is downloaded, so that a
-    /// missing shard or a refused token shows at once.
+    /// Fetches the files of weights, each with a bar.
     pub(super) fn fetch_weights(&self, files: &[String]) -> Result<(), HubError> {
-        let options = self.client.options;
-        let remotes = parallel(options.connections, files, |file| self.locate(file))?;
-        let remotes: Vec<Remote> = remotes.into_iter().flatten().collect();
-
-        let target = if options.progress {
+        let target = if self.client.options.progress {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
         };
         let bars = MultiProgress::with_draw_target(target);
-        parallel(options.connections, &remotes, |remote| {
-            fetch::fetch(self, remote, Bar::new(&bars, remote))
-        })?;
-        Ok(())
+        self.fetch_all(files, |remote| Bar::new(&bars, remote))
+    }
+
+    /// Fetches `files` a few at a time. All are looked up before the first is downloaded, so that a missing shard or a
+    /// refused token shows at once.
+    fn fetch_all(
+        &self,
+        files: &[String],
+        bar: impl Fn(&Remote) -> Bar + Sync,
+    ) -> Result<(), HubError> {
+        let threads = self.client.options.connections;
+        let remotes = parallel(threads, files, |file| self.locate(file))?;
+        // Two files with one content share a blob: the second is linked when the first is there.
+        let mut contents = HashSet::new();
+        let (first, again): (Vec<Remote>, Vec<Remote>) = remotes
+            .into_iter()
+            .flatten()
+            .partition(|remote| contents.insert(remote.etag.clone()));
+        let fetch = |remote: &Remote| fetch::fetch(self, remote, bar(remote));
+        parallel(threads, &first, fetch)?;
+        again.iter().try_for_each(fetch)
     }
 
     /// What the hub says about `file`, or `None` when the snapshot has it.

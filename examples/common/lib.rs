@@ -1,1 +1,35 @@
-//! What the examples share.
+//! What the examples share: the flags that name a model, loading it with a progress bar, and printing.
+//!
+//! An example flattens [`ModelArgs`] into its own flags and asks it for a [`Loaded`] model:
+//!
+//! ```no_run
+//! use candle_fp8_examples::{ModelArgs, cli};
+//! use clap::Parser;
+//!
+//! /// Prints the size of a model.
+//! #[derive(Parser)]
+//! struct Args {
+//!     #[command(flatten)]
+//!     model: ModelArgs,
+//! }
+//!
+//! fn main() -> std::process::ExitCode {
+//!     cli::run(|| {
+//!         let loaded = Args::parse().model.load(candle_fp8_examples::STORIES_LLAMA)?;
+//!         println!("{} bytes", loaded.model.weight_bytes());
+//!         Ok(())
+//!     })
+//! }
+//! ```
+
+pub mod cli;
+mod device;
+mod model;
+pub mod table;
+pub mod units;
+
+pub use device::{DeviceArgs, device};
+pub use model::{
+    LinearCount, LoadArgs, Loaded, ModelArgs, STORIES_LLAMA, STORIES_QWEN3_MOE, SourceArgs,
+};
+pub use table::Table;

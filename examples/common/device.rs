@@ -1,0 +1,72 @@
+//! Where and in what precision a model runs.
+
+use candle_core::{DType, Device};
+use clap::{Args, ValueEnum};
+
+/// The device that an example runs on: the CPU when asked for it, else the first CUDA or Metal device of a build that has
+/// one, else the CPU.
+///
+/// # Errors
+/// There is such a device, and it cannot be opened.
+pub fn device(cpu: bool) -> anyhow::Result<Device> {
+    if cpu {
+        return Ok(Device::Cpu);
+    }
+    if candle_core::utils::cuda_is_available() {
+        return Ok(Device::new_cuda(0)?);
+    }
+    if candle_core::utils::metal_is_available() {
+        return Ok(Device::new_metal(0)?);
+    }
+    Ok(Device::Cpu)
+}
+
+/// The flags `--dtype` and `--cpu`.
+#[derive(Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Device")]
+pub struct DeviceArgs {
+    /// What everything but FP8 weights is computed in: activations, norms, KV cache, dense weights. [default: f32 on a CPU,
+    /// where Candle widens bf16 matrices to f32 in every matmul; bf16 elsewhere]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub dtype: Option<Dtype>,
+
+    /// Run on the CPU, even in a build with support for a GPU.
+    #[arg(long)]
+    pub cpu: bool,
+}
+
+impl DeviceArgs {
+    /// The device.
+    ///
+    /// # Errors
+    /// Those of [`device`](fn@device).
+    pub fn device(&self) -> anyhow::Result<Device> {
+        device(self.cpu)
+    }
+
+    /// The dtype on `device`: the one asked for, else F32 on a CPU and BF16 elsewhere.
+    ///
+    /// F32 is both the fastest and the most exact dtype on a CPU, because Candle's BF16 matmul converts both of its sides to
+    /// f32 on every call, the embedding matrix that gives the logits included. It costs twice the memory in dense weights and
+    /// KV cache; FP8 weights stay at one byte a parameter.
+    pub fn dtype(&self, device: &Device) -> DType {
+        match self.dtype {
+            Some(Dtype::F32) => DType::F32,
+            Some(Dtype::Bf16) => DType::BF16,
+            Some(Dtype::F16) => DType::F16,
+            None if device.is_cpu() => DType::F32,
+            None => DType::BF16,
+        }
+    }
+}
+
+/// The values of `--dtype`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit floating point.
+    F32,
+    /// bfloat16: the range of f32 with 8 bits of precision.
+    Bf16,
+    /// 16-bit floating point: 11 bits of precision, and nothing above 65504.
+    F16,
+}

@@ -40,8 +40,9 @@ pub(crate) fn find(
             _ => continue,
         };
         let shape = info.shape.as_slice();
+        let single = shape.len() <= 2 && shape.iter().all(|dim| *dim == 1);
         let per_head = matches!(shape, [heads, 1, 1] if *heads > 0);
-        if !per_head && !(shape.len() <= 2 && shape.iter().all(|dim| *dim == 1)) {
+        if !(per_head || single) {
             return Err(plan::shape(name, "[], [1] or [heads, 1, 1]", shape));
         }
         scales::check_values(checkpoint, name)?;

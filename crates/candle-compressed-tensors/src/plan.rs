@@ -12,6 +12,9 @@ use crate::{
     kv_scales, options, scales,
 };
 
+/// What the scale of a static input is called: by llm-compressor, and by transformers in its own per-tensor FP8.
+const INPUT_SCALES: [&str; 2] = ["input_scale", "activation_scale"];
+
 /// A linear that the checkpoint stores in FP8.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -133,10 +136,8 @@ impl Plan {
 
     /// Whether `name` is stored for the sake of FP8: a dequantized model has no use for it.
     pub(crate) fn is_scale(&self, name: &str) -> bool {
-        let input_scale = name
-            .strip_suffix(".input_scale")
-            .is_some_and(|module| self.modules.contains_key(module));
-        input_scale
+        let (module, kind) = name.rsplit_once('.').unwrap_or(("", name));
+        (INPUT_SCALES.contains(&kind) && self.modules.contains_key(module))
             || self.weight_scale(name).is_some()
             || self.kv_scales.values().any(|stored| stored == name)
     }
@@ -196,6 +197,7 @@ impl Survey<'_> {
             | "weight_zero_point"
             | "weight_global_scale"
             | "input_scale"
+            | "activation_scale"
             | "input_zero_point"
             | "input_global_scale" => self.companion(module, kind, name),
             _ if info.dtype == Dtype::F8_E4M3 => Err(Error::NoScheme {
@@ -239,15 +241,14 @@ impl Survey<'_> {
             WeightStrategy::Channel => ScaleLayout::Channel,
             WeightStrategy::Block { rows, cols } => ScaleLayout::Block { rows, cols },
         };
-        let scale = self
-            .checkpoint
-            .info(&scale_name)
-            .ok_or_else(|| Error::MissingScale {
+        if self.checkpoint.info(&scale_name).is_none() {
+            return Err(Error::MissingScale {
                 tensor: name.into(),
                 strategy: scheme.weight.to_string(),
-                scale: scale_name.clone(),
-            })?;
-        scales::check_shape(&scale_name, scale, layout, n, k)?;
+                scale: scale_name,
+            });
+        }
+        scales::check_shape(self.checkpoint, &scale_name, layout, n, k)?;
         scales::check_values(self.checkpoint, &scale_name)?;
         let listed = &self.options.modules_to_not_convert;
         let dequantized = dequantize
@@ -275,18 +276,19 @@ impl Survey<'_> {
         weight: &str,
         dequantized: bool,
     ) -> Result<Option<f32>, Error> {
-        let name = format!("{module}.input_scale");
-        let Some(info) = self.checkpoint.info(&name) else {
+        let names = INPUT_SCALES.map(|kind| format!("{module}.{kind}"));
+        let stored = |name: &&String| self.checkpoint.info(name).is_some();
+        let Some(name) = names.iter().find(stored) else {
             if dequantized || self.options.activations != Activations::AsCheckpoint {
                 return Ok(None);
             }
             return Err(Error::MissingInputScale {
                 tensor: weight.into(),
-                scale: name,
+                scale: names[0].clone(),
             });
         };
-        scales::check_shape(&name, info, ScaleLayout::Tensor, 1, 1)?;
-        let values = scales::check_values(self.checkpoint, &name)?;
+        scales::check_shape(self.checkpoint, name, ScaleLayout::Tensor, 1, 1)?;
+        let values = scales::check_values(self.checkpoint, name)?;
         Ok(values.first().copied())
     }
 
@@ -341,14 +343,14 @@ impl Survey<'_> {
         };
         match kind {
             _ if kind == scheme.scale_name => Ok(()),
-            "input_scale" if scheme.activations == ActivationStrategy::StaticTensor => Ok(()),
-            "input_scale" => orphan(format!(
-                "the config says that activations are {}",
-                scheme.activations
-            )),
-            _ => orphan(format!(
+            _ if !INPUT_SCALES.contains(&kind) => orphan(format!(
                 "the config gives {weight:?} the scale {:?} alone",
                 scheme.scale_name
+            )),
+            _ if scheme.activations == ActivationStrategy::StaticTensor => Ok(()),
+            _ => orphan(format!(
+                "the config says that activations are {}",
+                scheme.activations
             )),
         }
     }

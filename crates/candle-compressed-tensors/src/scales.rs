@@ -2,17 +2,18 @@
 
 use candle_fp8::ScaleLayout;
 
-use crate::{Checkpoint, Error, TensorInfo, dense, plan};
+use crate::{Checkpoint, Error, dense, plan};
 
 /// Errs if a stored scale cannot be the one of a weight `[n, k]`.
 pub(crate) fn check_shape(
+    checkpoint: &Checkpoint,
     name: &str,
-    info: &TensorInfo,
     layout: ScaleLayout,
     n: usize,
     k: usize,
 ) -> Result<(), Error> {
-    let found = info.shape.as_slice();
+    let view = checkpoint.view(name)?;
+    let found = view.shape();
     let (fits, expected) = match layout {
         ScaleLayout::Tensor => (
             found.len() <= 2 && found.iter().all(|dim| *dim == 1),

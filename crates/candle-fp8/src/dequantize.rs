@@ -1,6 +1,6 @@
 //! Codes and scales back to a dense weight.
 
-use candle_core::{CpuStorage, DType, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Tensor};
 use candle_kernels_fp8::cpu::{self, Element};
 use half::{bf16, f16};
 
@@ -50,13 +50,43 @@ pub fn dequantize(
             scales: &scales,
             layout,
         };
-        Ok(match scale_dtype {
-            DType::BF16 => weight.through::<bf16>(dtype),
-            DType::F16 => weight.through::<f16>(dtype),
-            _ => weight.through::<f32>(dtype),
-        })
+        Ok(weight.dequantize(scale_dtype, dtype))
     })?;
     Ok(storage::tensor(dense, (n, k)))
+}
+
+/// As [`dequantize`], from codes that are not a tensor yet, such as those of a memory-mapped file: the result is the
+/// only copy on the host.
+///
+/// `codes`: `n · k` bytes for a weight of `shape` `(n, k)`. `scale`: values of `scale_dtype`, in the order of
+/// `layout`. Gives `[n, k]` in `dtype` on `device`.
+///
+/// # Errors
+/// If a dtype is not one of BF16, F16 and F32, or a length does not fit the shape.
+pub fn dequantize_bytes(
+    codes: &[u8],
+    (n, k): (usize, usize),
+    scale: &[f32],
+    layout: ScaleLayout,
+    scale_dtype: DType,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
+    error::float(OP, "scale_dtype", scale_dtype)?;
+    error::float(OP, "the result", dtype)?;
+    error::block(OP, layout)?;
+    error::length(OP, "codes", codes.len(), n.saturating_mul(k))?;
+    error::length(OP, "weight_scale", scale.len(), layout.len(n, k))?;
+    if codes.is_empty() {
+        return Tensor::zeros((n, k), dtype, device);
+    }
+    let weight = Weight {
+        codes,
+        k,
+        scales: scale,
+        layout,
+    };
+    storage::tensor(weight.dequantize(scale_dtype, dtype), (n, k)).to_device(device)
 }
 
 struct Weight<'a> {
@@ -67,6 +97,14 @@ struct Weight<'a> {
 }
 
 impl Weight<'_> {
+    fn dequantize(&self, scale_dtype: DType, dtype: DType) -> CpuStorage {
+        match scale_dtype {
+            DType::BF16 => self.through::<bf16>(dtype),
+            DType::F16 => self.through::<f16>(dtype),
+            _ => self.through::<f32>(dtype),
+        }
+    }
+
     fn through<S: Element>(&self, dtype: DType) -> CpuStorage {
         match dtype {
             DType::BF16 => CpuStorage::BF16(self.dense::<S, bf16>(bf16::ZERO)),

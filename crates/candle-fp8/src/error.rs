@@ -173,6 +173,24 @@ pub(crate) fn weight_scale(
     shape(op, "weight_scale", found, &layout.shape(n, k), &meaning)
 }
 
+/// Refuses a slice of another length.
+pub(crate) fn length(
+    op: &'static str,
+    tensor: &'static str,
+    found: usize,
+    expected: usize,
+) -> Result<(), Error> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        op,
+        tensor,
+        expected: format!("{expected} elements"),
+        found: Shape::from(found),
+    })
+}
+
 /// Refuses blocks of nothing.
 pub(crate) fn block(
     op: &'static str,

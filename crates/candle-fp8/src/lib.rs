@@ -53,9 +53,9 @@ mod scaled_mm;
 mod storage;
 
 pub use candle_kernels_fp8::ScaleLayout;
-pub use dequantize::dequantize;
+pub use dequantize::{dequantize, dequantize_bytes};
 pub use quantize::{
     fake_quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,
 };
 pub use quantize_weight::{Rounding, quantize_weight, weight_scale};
-pub use scaled_mm::{Input, Quantization, scaled_mm};
+pub use scaled_mm::{Input, Quantization, check_weight, scaled_mm};

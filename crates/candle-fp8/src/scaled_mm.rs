@@ -70,6 +70,39 @@ pub fn scaled_mm(
     x.apply_op3(weight, weight_scale, op)
 }
 
+/// Checks what [`scaled_mm`] asks of a weight: F8E4M3 `[N, K]`, contiguous, with an F32 scale as `layout` says on the
+/// same device. Gives `(N, K)`.
+///
+/// # Errors
+/// If it is not so.
+pub fn check_weight(
+    weight: &Tensor,
+    weight_scale: &Tensor,
+    layout: ScaleLayout,
+) -> Result<(usize, usize)> {
+    error::codes(OP, "weight", weight.dtype())?;
+    let (n, k) = error::weight_dims(OP, "weight", weight)?;
+    if !weight.is_contiguous() {
+        return Err(Error::Value {
+            op: OP,
+            tensor: "weight",
+            expected: "contiguous [N, K], because a copy would double its memory",
+            found: format!("strided {:?}", weight.stride()),
+        }
+        .into());
+    }
+    error::dtype(
+        OP,
+        "weight_scale",
+        weight_scale.dtype(),
+        &[DType::F32],
+        "F32",
+    )?;
+    error::weight_scale(OP, weight_scale, layout, n, k)?;
+    error::device(OP, "weight_scale", weight_scale, weight.device())?;
+    Ok((n, k))
+}
+
 /// What the op needs beside activations, weight and its scales. All of it is checked.
 struct ScaledMm {
     m: usize,
@@ -96,26 +129,7 @@ impl ScaledMm {
         layout: ScaleLayout,
         bias: Option<&Tensor>,
     ) -> Result<Self> {
-        error::codes(OP, "weight", weight.dtype())?;
-        let (n, k) = error::weight_dims(OP, "weight", weight)?;
-        if !weight.is_contiguous() {
-            return Err(Error::Value {
-                op: OP,
-                tensor: "weight",
-                expected: "contiguous [N, K], because a copy would double its memory",
-                found: format!("strided {:?}", weight.stride()),
-            }
-            .into());
-        }
-        error::dtype(
-            OP,
-            "weight_scale",
-            weight_scale.dtype(),
-            &[DType::F32],
-            "F32",
-        )?;
-        error::weight_scale(OP, weight_scale, layout, n, k)?;
-        error::device(OP, "weight_scale", weight_scale, weight.device())?;
+        let (n, k) = check_weight(weight, weight_scale, layout)?;
         if let Some(bias) = bias {
             error::float(OP, "bias", bias.dtype())?;
             error::shape(OP, "bias", bias, &[n], "one for each output feature")?;

@@ -1,0 +1,127 @@
+//! What loading costs, measured at the allocator: one owned copy of a tensor, never the file beside it.
+
+// Each test binary uses its part of the shared module.
+#[allow(dead_code, unreachable_pub)]
+mod support;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use candle_compressed_tensors::{Checkpoint, LoadOptions, QuantizerCompressedTensors};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::Module;
+use serde_json::json;
+
+/// Counts live bytes, and the most there have been.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size(), Relaxed) + layout.size();
+        PEAK.fetch_max(live, Relaxed);
+        // SAFETY: the caller's contract is ours.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: the caller's contract is ours.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What `work` leaves allocated, and the most that it had at once.
+fn measured<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
+    let before = LIVE.load(Relaxed);
+    PEAK.store(before, Relaxed);
+    let result = work();
+    let (kept, peak) = (LIVE.load(Relaxed).saturating_sub(before), PEAK.load(Relaxed) - before);
+    (result, kept, peak)
+}
+
+const N: usize = 2048;
+const K: usize = 1536;
+const EXPERTS: usize = 16;
+/// Names, shapes, errors, a thread's scratch rows: what does not grow with the weights.
+const SMALL: usize = 256 * 1024;
+
+/// One linear with a bias, an embedding, and a layer of experts.
+fn checkpoint() -> Checkpoint {
+    let dir = support::scratch("memory");
+    let config = json!({ "num_experts": EXPERTS, "quantization_config": {
+        "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["embed_tokens"],
+        "config_groups": { "group_0": {
+            "targets": ["Linear"],
+            "weights": { "num_bits": 8, "type": "float", "strategy": "channel" },
+            "input_activations": { "num_bits": 8, "type": "float", "strategy": "token", "dynamic": true },
+        } } } });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = std::collections::HashMap::new();
+    let mut fp8 = |name: &str, n: usize, k: usize| {
+        let values = Tensor::rand(-1f32, 1., (n, k), &Device::Cpu).unwrap();
+        tensors.insert(format!("{name}.weight"), values.to_dtype(DType::F8E4M3).unwrap());
+        let scale = Tensor::ones((n, 1), DType::BF16, &Device::Cpu).unwrap();
+        tensors.insert(format!("{name}.weight_scale"), scale);
+    };
+    fp8("proj", N, K);
+    for expert in 0..EXPERTS {
+        for (projection, n, k) in [("gate_proj", 128, 512), ("up_proj", 128, 512), ("down_proj", 512, 128)] {
+            fp8(&format!("mlp.experts.{expert}.{projection}"), n, k);
+        }
+    }
+    let bf16 = |shape: &[usize]| Tensor::ones(shape, DType::BF16, &Device::Cpu).unwrap();
+    tensors.insert("proj.bias".into(), bf16(&[N]));
+    tensors.insert("embed_tokens.weight".into(), bf16(&[N, K]));
+    candle_core::safetensors::save(&tensors, dir.join("model.safetensors")).unwrap();
+    Checkpoint::open(&dir).unwrap()
+}
+
+/// One test: the counters are the process's, and tests run side by side.
+#[test]
+fn tensors_are_owned_once() {
+    let ((checkpoint, quantizer), kept, _) = measured(|| {
+        let checkpoint = checkpoint();
+        let quantizer = QuantizerCompressedTensors::new(&checkpoint, LoadOptions::default()).unwrap();
+        (checkpoint, quantizer)
+    });
+    assert!(checkpoint.bytes() as usize > 8 * N * K / 4, "the checkpoint is too small to tell");
+    assert!(kept < SMALL, "an open checkpoint holds {kept} bytes");
+    let vb = quantizer.var_builder(DType::BF16, &Device::Cpu).unwrap();
+
+    // One byte a parameter, after a forward too; beside it the activations and a thread's scratch.
+    let x = Tensor::randn(0f32, 1., (4, K), &Device::Cpu).unwrap();
+    let (linear, kept, peak) = measured(|| quantizer.linear(K, N, vb.pp("proj")).unwrap());
+    let weight = N * K + 4 * N + 2 * N;
+    assert!(kept <= weight + SMALL && peak <= weight + SMALL, "a linear keeps {kept} bytes, peaks at {peak}");
+    assert!(kept >= N * K, "a linear of {} bytes: nothing was measured", kept);
+    let (y, kept, peak) = measured(|| linear.forward(&x).unwrap());
+    assert_eq!(y.dims(), [4, N]);
+    assert!(kept <= SMALL && peak <= 4 * SMALL, "a forward keeps {kept} bytes, peaks at {peak}");
+
+    for (dtype, size) in [(DType::BF16, 2), (DType::F32, 4), (DType::F16, 2)] {
+        for name in ["proj.weight", "embed_tokens.weight"] {
+            let get = || vb.get_with_hints_dtype((N, K), name, Default::default(), dtype).unwrap();
+            let (tensor, kept, peak) = measured(get);
+            let bytes = N * K * size;
+            assert_eq!(tensor.dtype(), dtype);
+            assert!(kept <= bytes + SMALL && peak <= bytes + SMALL, "{name} as {dtype:?}: {kept} bytes, peaks at {peak}");
+        }
+    }
+
+    // The stack, and one expert beside it.
+    let name = "mlp.experts.gate_up_proj";
+    let (experts, kept, peak) = measured(|| vb.get((EXPERTS, 256, 512), name).unwrap());
+    let bytes = EXPERTS * 256 * 512 * 2;
+    assert_eq!(experts.dims(), [EXPERTS, 256, 512]);
+    assert!(kept <= bytes + SMALL, "merged experts keep {kept} bytes");
+    assert!(peak <= bytes + 2 * bytes / EXPERTS + SMALL, "merging experts peaks at {peak} bytes for {bytes}");
+}

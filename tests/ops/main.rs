@@ -1,0 +1,14 @@
+//! The FP8 ops against the oracle: exact where exactness is possible, else within a derived bound.
+
+#[path = "../oracle/mod.rs"]
+mod oracle;
+
+mod autograd;
+mod cases;
+mod codes;
+mod dequantize;
+mod properties;
+mod quantize;
+mod quantize_weight;
+mod refusals;
+mod scaled_mm;

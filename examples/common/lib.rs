@@ -22,10 +22,14 @@
 //! }
 //! ```
 
+pub mod chat;
 pub mod cli;
 mod device;
+pub mod generate;
 mod model;
+mod strftime;
 pub mod table;
+pub mod tokens;
 pub mod units;
 
 pub use device::{DeviceArgs, device};

@@ -55,6 +55,24 @@ fn llama() {
     assert_eq!(config.dtype, Some(DType::BF16));
     assert_eq!(config.kv_bytes_per_position(DType::BF16), 128 * 1024);
 
+    let biased = json!({ "attention_bias": true, "mlp_bias": true });
+    let biased = |model_type| parse(json_config(model_type, biased.clone()));
+    for (model_type, qkv, o, mlp) in [
+        ("llama", true, true, true),
+        ("mistral", false, false, false),
+        ("mixtral", false, false, false),
+        ("qwen2", true, false, false),
+        ("qwen3", true, true, false),
+        ("qwen3_moe", true, true, false),
+    ] {
+        let found = biased(model_type);
+        assert_eq!(
+            (found.qkv_bias, found.o_bias, found.mlp_bias),
+            (qkv, o, mlp),
+            "{model_type}"
+        );
+    }
+
     let stock = stock::llama_config(&config).unwrap();
     assert_eq!(
         (stock.rope_theta, stock.rope_scaling.unwrap().factor),
@@ -218,6 +236,15 @@ fn mixtral_and_mistral() {
     let mut unsaid = json_config("mistral", json!({}));
     unsaid.as_object_mut().unwrap().remove("sliding_window");
     assert_eq!(parse(unsaid).sliding_windows, [Some(4096); 3]);
+
+    let first = |first: u32| {
+        let changes =
+            json!({ "use_sliding_window": true, "sliding_window": 8, "max_window_layers": first });
+        parse(json_config("qwen2", changes)).sliding_windows
+    };
+    assert_eq!(first(0), [Some(8); 3]);
+    assert_eq!(first(2), [None, None, Some(8)]);
+    assert_eq!(first(3), [None; 3]);
 
     let typed = json!({
         "use_sliding_window": true, "sliding_window": 8,

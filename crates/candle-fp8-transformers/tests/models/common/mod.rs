@@ -27,7 +27,7 @@ pub(crate) fn json_config(model_type: &str, changes: Value) -> Value {
         "model_type": model_type,
         "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "rms_norm_eps": 0.02, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": false, "eos_token_id": 2, "bos_token_id": 1,
     });
     let extra = match model_type {

@@ -44,7 +44,10 @@ fn measured<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
     let before = LIVE.load(Relaxed);
     PEAK.store(before, Relaxed);
     let result = work();
-    let (kept, peak) = (LIVE.load(Relaxed).saturating_sub(before), PEAK.load(Relaxed) - before);
+    let (kept, peak) = (
+        LIVE.load(Relaxed).saturating_sub(before),
+        PEAK.load(Relaxed) - before,
+    );
     (result, kept, peak)
 }
 
@@ -68,13 +71,20 @@ fn checkpoint() -> Checkpoint {
     let mut tensors = std::collections::HashMap::new();
     let mut fp8 = |name: &str, n: usize, k: usize| {
         let values = Tensor::rand(-1f32, 1., (n, k), &Device::Cpu).unwrap();
-        tensors.insert(format!("{name}.weight"), values.to_dtype(DType::F8E4M3).unwrap());
+        tensors.insert(
+            format!("{name}.weight"),
+            values.to_dtype(DType::F8E4M3).unwrap(),
+        );
         let scale = Tensor::ones((n, 1), DType::BF16, &Device::Cpu).unwrap();
         tensors.insert(format!("{name}.weight_scale"), scale);
     };
     fp8("proj", N, K);
     for expert in 0..EXPERTS {
-        for (projection, n, k) in [("gate_proj", 128, 512), ("up_proj", 128, 512), ("down_proj", 512, 128)] {
+        for (projection, n, k) in [
+            ("gate_proj", 128, 512),
+            ("up_proj", 128, 512),
+            ("down_proj", 512, 128),
+        ] {
             fp8(&format!("mlp.experts.{expert}.{projection}"), n, k);
         }
     }
@@ -90,10 +100,14 @@ fn checkpoint() -> Checkpoint {
 fn tensors_are_owned_once() {
     let ((checkpoint, quantizer), kept, _) = measured(|| {
         let checkpoint = checkpoint();
-        let quantizer = QuantizerCompressedTensors::new(&checkpoint, LoadOptions::default()).unwrap();
+        let quantizer =
+            QuantizerCompressedTensors::new(&checkpoint, LoadOptions::default()).unwrap();
         (checkpoint, quantizer)
     });
-    assert!(checkpoint.bytes() as usize > 8 * N * K / 4, "the checkpoint is too small to tell");
+    assert!(
+        checkpoint.bytes() as usize > 8 * N * K / 4,
+        "the checkpoint is too small to tell"
+    );
     assert!(kept < SMALL, "an open checkpoint holds {kept} bytes");
     let vb = quantizer.var_builder(DType::BF16, &Device::Cpu).unwrap();
 
@@ -101,19 +115,35 @@ fn tensors_are_owned_once() {
     let x = Tensor::randn(0f32, 1., (4, K), &Device::Cpu).unwrap();
     let (linear, kept, peak) = measured(|| quantizer.linear(K, N, vb.pp("proj")).unwrap());
     let weight = N * K + 4 * N + 2 * N;
-    assert!(kept <= weight + SMALL && peak <= weight + SMALL, "a linear keeps {kept} bytes, peaks at {peak}");
-    assert!(kept >= N * K, "a linear of {} bytes: nothing was measured", kept);
+    assert!(
+        kept <= weight + SMALL && peak <= weight + SMALL,
+        "a linear keeps {kept} bytes, peaks at {peak}"
+    );
+    assert!(
+        kept >= N * K,
+        "a linear of {} bytes: nothing was measured",
+        kept
+    );
     let (y, kept, peak) = measured(|| linear.forward(&x).unwrap());
     assert_eq!(y.dims(), [4, N]);
-    assert!(kept <= SMALL && peak <= 4 * SMALL, "a forward keeps {kept} bytes, peaks at {peak}");
+    assert!(
+        kept <= SMALL && peak <= 4 * SMALL,
+        "a forward keeps {kept} bytes, peaks at {peak}"
+    );
 
     for (dtype, size) in [(DType::BF16, 2), (DType::F32, 4), (DType::F16, 2)] {
         for name in ["proj.weight", "embed_tokens.weight"] {
-            let get = || vb.get_with_hints_dtype((N, K), name, Default::default(), dtype).unwrap();
+            let get = || {
+                vb.get_with_hints_dtype((N, K), name, Default::default(), dtype)
+                    .unwrap()
+            };
             let (tensor, kept, peak) = measured(get);
             let bytes = N * K * size;
             assert_eq!(tensor.dtype(), dtype);
-            assert!(kept <= bytes + SMALL && peak <= bytes + SMALL, "{name} as {dtype:?}: {kept} bytes, peaks at {peak}");
+            assert!(
+                kept <= bytes + SMALL && peak <= bytes + SMALL,
+                "{name} as {dtype:?}: {kept} bytes, peaks at {peak}"
+            );
         }
     }
 
@@ -123,5 +153,8 @@ fn tensors_are_owned_once() {
     let bytes = EXPERTS * 256 * 512 * 2;
     assert_eq!(experts.dims(), [EXPERTS, 256, 512]);
     assert!(kept <= bytes + SMALL, "merged experts keep {kept} bytes");
-    assert!(peak <= bytes + 2 * bytes / EXPERTS + SMALL, "merging experts peaks at {peak} bytes for {bytes}");
+    assert!(
+        peak <= bytes + 2 * bytes / EXPERTS + SMALL,
+        "merging experts peaks at {peak} bytes for {bytes}"
+    );
 }

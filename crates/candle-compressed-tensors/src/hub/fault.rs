@@ -104,3 +104,34 @@ fn is_broken(kind: ErrorKind) -> bool {
             | ErrorKind::WouldBlock
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_and_the_network_are_told_apart() {
+        // ENOSPC on every Unix; ERROR_DISK_FULL is another number, and an error of the system's all the same.
+        let full = ApiError::IoError(io::Error::from_raw_os_error(28));
+        assert!(matches!(Fault::from(full), Fault::Disk(_)));
+        let denied = ApiError::IoError(ErrorKind::PermissionDenied.into());
+        assert!(matches!(Fault::from(denied), Fault::Disk(_)));
+        let reset = ApiError::IoError(ErrorKind::ConnectionReset.into());
+        assert!(matches!(Fault::from(reset), Fault::Dropped(_)));
+        let reader = ApiError::IoError(io::Error::other("chunk ended early"));
+        assert!(matches!(Fault::from(reader), Fault::Dropped(_)));
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        for status in [408, 429, 500, 502, 503] {
+            assert!(Fault::Status(status).is_passing(), "{status}");
+        }
+        for status in [400, 401, 403, 404, 416] {
+            assert!(!Fault::Status(status).is_passing(), "{status}");
+        }
+        assert!(Fault::Dropped(String::new()).is_passing());
+        assert!(!Fault::Disk(ErrorKind::StorageFull.into()).is_passing());
+        assert!(!Fault::Restart.is_passing());
+    }
+}

@@ -170,8 +170,6 @@ enum Outcome {
 fn prepare(part: &Path, size: u64) -> io::Result<u64> {
     match len(part) {
         None => Ok(0),
-        // Longer than the file: not a beginning of it.
-        Some(len) if len > size => fs::remove_file(part).map(|()| 0),
         // Whole, but not yet renamed: hf-hub asks for what follows, and nothing does. One byte less, and it fits.
         Some(len) if len == size && len > 0 => {
             let file = OpenOptions::new().write(true).open(part)?;

@@ -1,7 +1,6 @@
 //! The files of one commit, brought into the cache.
 
 use std::collections::HashSet;
-use std::fs;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -114,10 +113,6 @@ impl<'a> Snapshot<'a> {
         let pointer = self.cache.snapshot(&self.commit).join(file);
         if pointer.exists() {
             return Ok(None);
-        }
-        if pointer.is_symlink() {
-            // Its content was deleted: hf-hub would not overwrite the link.
-            fs::remove_file(&pointer).map_err(|e| self.cache.disk(e))?;
         }
         let url = self.repo.url(file);
         let metadata = match self.client.metadata(&url) {

@@ -115,18 +115,9 @@ impl<'a> Outputs<'a> {
             (Some(tensor), _) if plan.weight_scale(name).is_some() => {
                 Conversion::reshape_scale(name).restore(tensor, name, stored)
             }
-            (Some(tensor), _)
-                if output.dtype == Dtype::F8_E4M3 && tensor.dtype() != DType::F8E4M3 =>
-            {
-                Conversion::dequantize(name).restore(tensor, name, stored)
-            }
             (Some(tensor), _) => Some(Ok(tensor.clone())),
-            (None, Some(conversion)) if plan.dequantize => {
-                // The last step back would be the quantization.
-                conversion.restore_dense(&self.merged_tensor(conversion), name, stored)
-            }
             (None, Some(conversion)) => {
-                conversion.restore(&self.merged_tensor(conversion), name, stored)
+                conversion.restore_dense(&self.merged_tensor(conversion), name, stored)
             }
             (None, None) if plan.weight(name).is_some() && plan.dequantize => {
                 Some(Conversion::dequantize(name).load(stored))
@@ -136,21 +127,23 @@ impl<'a> Outputs<'a> {
         let Some(tensor) = tensor.transpose()? else {
             return Ok(None);
         };
-        let is_scale = plan.is_scale(name);
-        if tensor.elem_count() != output.elements() || (!is_scale && tensor.dims() != output.shape)
-        {
-            let reason = format!(
-                "the model has shape {:?}, the checkpoint {:?}",
-                tensor.dims(),
-                output.shape
-            );
-            return Err(Error::Save {
-                tensor: name.into(),
-                reason,
-            });
+        self.check_shape(output, &tensor)?;
+        let tensor = tensor.to_device(device)?;
+        if tensor.dtype() == dtype {
+            return Ok(Some(tensor));
         }
-        let cast = tensor.to_device(device)?.to_dtype(dtype)?;
-        if is_scale && differs(&cast.to_dtype(DType::F32)?, &tensor.to_dtype(DType::F32)?)? {
+        if self.unchanged(output, &tensor)? {
+            return Ok(None);
+        }
+        if output.dtype == Dtype::F8_E4M3 {
+            return Ok(Conversion::dequantize(name)
+                .restore(&tensor, name, stored)
+                .transpose()?);
+        }
+        let cast = tensor.to_dtype(dtype)?;
+        if plan.is_scale(name)
+            && differs(&cast.to_dtype(DType::F32)?, &tensor.to_dtype(DType::F32)?)?
+        {
             let reason = format!("its values do not fit the stored dtype {:?}", output.dtype);
             return Err(Error::Save {
                 tensor: name.into(),
@@ -158,6 +151,39 @@ impl<'a> Outputs<'a> {
             });
         }
         Ok(Some(cast))
+    }
+
+    fn check_shape(&self, output: &Output, tensor: &Tensor) -> Result<(), Error> {
+        // One scale is one scale, however many dimensions of 1 it is written with.
+        let scale = self.quantizer.plan().is_scale(&output.name)
+            && tensor.elem_count() == output.elements();
+        if scale || tensor.dims() == output.shape {
+            return Ok(());
+        }
+        let (found, expected) = (tensor.dims(), &output.shape);
+        Err(Error::Save {
+            tensor: output.name.clone(),
+            reason: format!("the model has shape {found:?}, the checkpoint {expected:?}"),
+        })
+    }
+
+    /// Whether `tensor` is what loading gives for `output`'s stored form. If so the stored bytes are the better ones: the
+    /// model's dtype may be the narrower.
+    fn unchanged(&self, output: &Output, tensor: &Tensor) -> Result<bool, Error> {
+        let checkpoint = self.quantizer.checkpoint();
+        let as_stored = checkpoint
+            .info(&output.name)
+            .is_some_and(|info| info.dtype == output.dtype);
+        if !as_stored || self.quantizer.plan().is_scale(&output.name) {
+            return Ok(false);
+        }
+        let stored = Stored {
+            quantizer: self.quantizer,
+            dtype: tensor.dtype(),
+            device: &Device::Cpu,
+        };
+        let loaded = Conversion::dequantize(&output.name).load(stored)?;
+        Ok(!differs(&loaded, tensor)?)
     }
 
     fn merged_tensor(&self, conversion: &Conversion) -> Tensor {

@@ -104,6 +104,9 @@ fn two_files_with_one_content_are_downloaded_once() {
 fn one_connection_downloads_one_shard_at_a_time() {
     let (server, cache) = (HubServer::start(MODEL), Folder::new());
     sharded(&server, &SHARDS);
+    for shard in SHARDS {
+        server.fault(shard, Fault::Slow(100));
+    }
     let mut options = cache.options(server.endpoint());
     options.connections = 1;
     download(MODEL, None, &options).unwrap();

@@ -20,6 +20,19 @@ fn a_dropped_connection_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_bad_line_that_makes_headway_is_not_given_up() {
+    let (server, cache) = (HubServer::start(MODEL), Folder::new());
+    let weights = bytes(12, 5_000_000);
+    single(&server, &weights);
+    server.fault(SINGLE, Fault::DropAlways(1_200_000));
+    let mut options = cache.options(server.endpoint());
+    options.retries = 1;
+    let folder = download(MODEL, None, &options).unwrap();
+    assert!(fs::read(folder.join(SINGLE)).unwrap() == weights);
+    assert_eq!(server.downloads(SINGLE).len(), 5);
+}
+
+#[test]
 fn an_interrupted_program_goes_on_where_it_stopped() {
     let (server, cache) = (HubServer::start(MODEL), Folder::new());
     let weights = bytes(4, 60_000);

@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     Missing,
     /// 503 for the first two requests.
     Busy,
+    /// The content takes this many milliseconds.
+    Slow(u64),
     /// The content waits (up to 5 s) until this many contents are being sent at the same time.
     WaitForOthers(usize),
 }
@@ -237,15 +239,22 @@ fn begin_content(shared: &Shared, request: &Request) {
     state.max_in_flight = state.max_in_flight.max(state.in_flight);
     shared.changed.notify_all();
     let file = request.path.rsplit('/').next().unwrap();
-    if let Some(Fault::WaitForOthers(count)) = state.faults.get(file).copied() {
-        let enough = |state: &mut State| state.max_in_flight < count;
-        let wait = Duration::from_secs(5);
-        drop(
-            shared
-                .changed
-                .wait_timeout_while(state, wait, enough)
-                .unwrap(),
-        );
+    match state.faults.get(file).copied() {
+        Some(Fault::WaitForOthers(count)) => {
+            let enough = |state: &mut State| state.max_in_flight < count;
+            let wait = Duration::from_secs(5);
+            drop(
+                shared
+                    .changed
+                    .wait_timeout_while(state, wait, enough)
+                    .unwrap(),
+            );
+        }
+        Some(Fault::Slow(ms)) => {
+            drop(state);
+            std::thread::sleep(Duration::from_millis(ms));
+        }
+        _ => {}
     }
 }
 

@@ -1,9 +1,54 @@
-//! One bar for one file.
+//! One bar for each file of weights.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hf_hub::api::Progress;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::fetch::Remote;
+
+/// The bars of one download, on stderr. Nothing is drawn when that is no terminal.
+pub(super) struct Bars {
+    bars: MultiProgress,
+    drawn: AtomicBool,
+}
+
+impl Bars {
+    pub(super) fn new(shown: bool) -> Self {
+        let target = if shown {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            bars: MultiProgress::with_draw_target(target),
+            drawn: AtomicBool::new(false),
+        }
+    }
+
+    /// A line below the others, at 0 of the file's size.
+    pub(super) fn add(&self, remote: &Remote) -> Bar {
+        self.drawn.store(true, Ordering::Relaxed);
+        let bar = self.bars.add(ProgressBar::new(remote.size));
+        // A shard's name has 32 characters: all of them fit into a terminal of 80 columns.
+        let template =
+            "{msg} {wide_bar} {bytes:>10}/{total_bytes} {binary_bytes_per_sec:>12} {eta:>3}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=>-"));
+        }
+        bar.set_message(remote.file.clone());
+        Bar(bar)
+    }
+}
+
+/// The last bar leaves the cursor at its end.
+impl Drop for Bars {
+    fn drop(&mut self) {
+        if self.drawn.load(Ordering::Relaxed) && !self.bars.is_hidden() {
+            eprintln!();
+        }
+    }
+}
 
 /// What hf-hub reports bytes to. Clones draw the same bar: each attempt of a download gets one.
 #[derive(Clone)]
@@ -13,18 +58,6 @@ impl Bar {
     /// Draws nothing.
     pub(super) fn none() -> Self {
         Self(ProgressBar::hidden())
-    }
-
-    /// A line below the others, at 0 of the file's size.
-    pub(super) fn new(bars: &MultiProgress, remote: &Remote) -> Self {
-        let bar = bars.add(ProgressBar::new(remote.size));
-        let template =
-            "{wide_msg} [{bar:24}] {bytes:>10}/{total_bytes} {binary_bytes_per_sec:>12} {eta:>4}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_message(remote.file.clone());
-        Self(bar)
     }
 
     pub(super) fn done(&self) {

@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::ApiRepo;
-use indicatif::{MultiProgress, ProgressDrawTarget};
 
 use super::cache::RepoCache;
 use super::client::Client;
 use super::fault::Fault;
 use super::fetch::{self, Remote};
-use super::progress::Bar;
+use super::progress::{Bar, Bars};
 use super::{CONFIG, HubError, INDEX, SINGLE, index, names};
 
 pub(super) struct Snapshot<'a> {
@@ -79,13 +78,8 @@ impl<'a> Snapshot<'a> {
 
     /// Fetches the files of weights, each with a bar.
     pub(super) fn fetch_weights(&self, files: &[String]) -> Result<(), HubError> {
-        let target = if self.client.options.progress {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let bars = MultiProgress::with_draw_target(target);
-        self.fetch_all(files, |remote| Bar::new(&bars, remote))
+        let bars = Bars::new(self.client.options.progress);
+        self.fetch_all(files, |remote| bars.add(remote))
     }
 
     /// Fetches `files` a few at a time. All are looked up before the first is downloaded, so that a missing shard or a

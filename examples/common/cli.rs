@@ -20,6 +20,13 @@ pub fn run(example: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     }
 }
 
+/// Writes a line for the user to stderr: what an example has to say beside its output.
+///
+/// Unlike `eprintln!` it does not panic when nobody reads stderr.
+pub fn note(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// `error: …` and a line for each cause that says something new.
 fn report(error: &anyhow::Error) -> String {
     let mut report = String::new();

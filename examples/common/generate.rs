@@ -57,7 +57,7 @@ struct TextArgs {
     raw: bool,
 
     /// Generate at most this many tokens; the text may end before.
-    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 256)]
+    #[arg(short = 'n', long, value_name = "TOKENS", default_value_t = 512)]
     sample_len: usize,
 
     /// Size of the KV cache: the most tokens that prompt and text have together. [default: what the prompt and --sample-len
@@ -71,12 +71,12 @@ struct TextArgs {
 struct SamplingArgs {
     /// Divides the logits before sampling; 0 always takes the most probable token. [default: what generation_config.json
     /// recommends, else 0]
-    #[arg(long, value_name = "NUMBER", value_parser = temperature)]
+    #[arg(long, value_name = "NUMBER", value_parser = temperature, allow_negative_numbers = true)]
     temperature: Option<f64>,
 
     /// Sample among the most probable tokens that together have this probability; 1 is off. [default: what
     /// generation_config.json recommends, else 1]
-    #[arg(long, value_name = "PROBABILITY", value_parser = probability)]
+    #[arg(long, value_name = "PROBABILITY", value_parser = probability, allow_negative_numbers = true)]
     top_p: Option<f64>,
 
     /// Sample among this many most probable tokens; 0 is off. [default: what generation_config.json recommends, else 0]
@@ -88,7 +88,7 @@ struct SamplingArgs {
     seed: u64,
 
     /// Makes recent tokens less probable; 1 is off. [default: what generation_config.json recommends, else 1]
-    #[arg(long, value_name = "FACTOR", value_parser = penalty)]
+    #[arg(long, value_name = "FACTOR", value_parser = penalty, allow_negative_numbers = true)]
     repeat_penalty: Option<f32>,
 
     /// How many of the last tokens the repeat penalty looks at.
@@ -128,7 +128,7 @@ impl Example {
         Flags::command()
             .name(self.name)
             .about(self.about)
-            .mut_arg("prompt", |arg| arg.default_value(self.prompt))
+            .mut_arg("prompt", |arg| arg.required(false).default_value(self.prompt))
             .after_help(format!(
                 "Examples:\n  {run}\n  {run} -- --model path/to/checkpoint --prompt 'Hello'\n  \
                  {run} -- --model-id {}\n\nThe text goes to stdout; progress, warnings and the line of figures go to stderr.",
@@ -149,6 +149,7 @@ impl Example {
                 self.other
             );
         }
+        let quantizer = flags.model.quantizer(&checkpoint)?;
         let tokenizer = TextTokenizer::open(&checkpoint, &config)?;
         let prompt = &flags.text.prompt;
         let chat = match flags.text.raw {
@@ -177,12 +178,12 @@ impl Example {
             settings.eos_token_ids.extend(tokenizer.eos());
         }
 
-        let loaded = flags.model.load_checkpoint(checkpoint, config)?;
+        let loaded = flags.model.load_quantized(quantizer, config)?;
         // A continuation makes sense after its beginning; an answer stands alone.
         let beginning = if chat.is_some() { "" } else { prompt };
         let mut generation = TextGeneration::new(&loaded.model, settings, room.max_seq)?;
         let written = write_text(&mut generation, &ids, &tokenizer, beginning)?;
-        eprintln!("{}", written.summary(&loaded, &room));
+        cli::note(written.summary(&loaded, &room));
         Ok(())
     }
 }
@@ -245,9 +246,9 @@ impl Room {
             );
         }
         if most > context {
-            eprintln!(
+            cli::note(format!(
                 "warning: --max-seq {most} goes beyond the model's context length of {context}: text beyond it may make no sense"
-            );
+            ));
         }
         let free = most - prompt;
         let (sample_len, limit) = match flags.sample_len <= free {
@@ -287,7 +288,7 @@ fn write_text(
     let mut text = tokenizer.follow(prompt);
     let mut stream = generation.stream(prompt)?;
     let mut tokens = 0;
-    while let Some(token) = stream.next() {
+    for token in stream.by_ref() {
         let piece = text.push(token?)?;
         tokens += 1;
         if !piece.is_empty() {
@@ -306,17 +307,23 @@ fn write_text(
 
 impl Written {
     fn summary(&self, loaded: &Loaded, room: &Room) -> String {
-        let rate = |rate: f64| units::tokens_per_second(rate);
         let cut = match self.cut {
             true => format!(" (stopped by {})", room.limit),
             false => String::new(),
         };
+        // One token comes out of the prompt's pass: nothing to time then.
+        let rate = match self.timings.generated_tokens {
+            0 => String::new(),
+            _ => {
+                let rate = self.timings.generated_tokens_per_second();
+                format!(" at {}", units::tokens_per_second(rate))
+            }
+        };
         format!(
-            "prompt: {} at {} | generated: {}{cut} at {} | weights: {} | {} | {}",
+            "prompt: {} at {} | generated: {}{rate}{cut} | weights: {} | {} | {}",
             units::plural(self.timings.prompt_tokens, "token"),
-            rate(self.timings.prompt_tokens_per_second()),
+            units::tokens_per_second(self.timings.prompt_tokens_per_second()),
             units::plural(self.tokens, "token"),
-            rate(self.timings.generated_tokens_per_second()),
             loaded.weights(),
             loaded.linears(),
             loaded.setting(),

@@ -167,22 +167,28 @@ impl ModelArgs {
         Ok(config)
     }
 
-    /// Checks every tensor of `checkpoint` and builds its model, with a progress bar on stderr if that is a terminal.
+    /// Checks every tensor of `checkpoint` against its config, scales included. Reads no weights.
     ///
     /// # Errors
-    /// The checkpoint holds what cannot be served, or does not fit its config.
-    pub fn load_checkpoint(
+    /// The checkpoint holds what cannot be served.
+    pub fn quantizer(&self, checkpoint: &Checkpoint) -> anyhow::Result<QuantizerCompressedTensors> {
+        QuantizerCompressedTensors::new(checkpoint, self.load.options())
+            .with_context(|| cannot_load(checkpoint))
+    }
+
+    /// Builds the model of a checked checkpoint, with a progress bar on stderr if that is a terminal.
+    ///
+    /// # Errors
+    /// The device cannot be opened, or the checkpoint does not fit its config.
+    pub fn load_quantized(
         &self,
-        checkpoint: Checkpoint,
+        quantizer: QuantizerCompressedTensors,
         config: ModelConfig,
     ) -> anyhow::Result<Loaded> {
         let start = Instant::now();
         let device = self.device.device()?;
         let dtype = self.device.dtype(&device);
-        let folder = checkpoint.dir().display().to_string();
-        let cannot_load = || format!("cannot load {folder}");
-        let quantizer = QuantizerCompressedTensors::new(&checkpoint, self.load.options())
-            .with_context(cannot_load)?;
+        let checkpoint = quantizer.checkpoint().clone();
 
         let bar = loading_bar(checkpoint.bytes());
         let reader = quantizer.clone().with_progress({
@@ -193,7 +199,7 @@ impl ModelArgs {
         let model = CausalLm::load(&config, &reader, vb);
         bar.finish_and_clear();
         Ok(Loaded {
-            model: model.with_context(cannot_load)?,
+            model: model.with_context(|| cannot_load(&checkpoint))?,
             checkpoint,
             quantizer,
             config,
@@ -202,6 +208,22 @@ impl ModelArgs {
             load_time: start.elapsed(),
         })
     }
+
+    /// [`quantizer`](Self::quantizer) and [`load_quantized`](Self::load_quantized).
+    ///
+    /// # Errors
+    /// Those of the two.
+    pub fn load_checkpoint(
+        &self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+    ) -> anyhow::Result<Loaded> {
+        self.load_quantized(self.quantizer(&checkpoint)?, config)
+    }
+}
+
+fn cannot_load(checkpoint: &Checkpoint) -> String {
+    format!("cannot load {}", checkpoint.dir().display())
 }
 
 fn loading_bar(bytes: u64) -> ProgressBar {
@@ -245,7 +267,7 @@ pub struct Loaded {
     pub device: Device,
     /// What it computes in.
     pub dtype: DType,
-    /// Time to check and read the weights, downloads excluded.
+    /// Time to read the weights.
     pub load_time: Duration,
 }
 

@@ -37,7 +37,7 @@ impl TextTokenizer {
         };
         let tokenizer = Tokenizer::from_file(&path)
             .map_err(|error| anyhow!("{error}"))
-            .with_context(|| format!("cannot read {}", path.display()))?;
+            .with_context(|| format!("cannot read {}: fetch it again", path.display()))?;
         let json = read_json(checkpoint, "tokenizer_config.json")?.unwrap_or_default();
         let special = special_tokens(&json);
         let id = |name: &str| tokenizer.token_to_id(special.get(name)?);

@@ -1,7 +1,7 @@
 //! A checkpoint on disk: `config.json`, memory-mapped safetensors, and the small files beside them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -186,6 +186,14 @@ impl Checkpoint {
         self.0.tensors.values().map(TensorInfo::bytes).sum()
     }
 
+    /// The first of these keys that config.json, or its `text_config`, gives a whole number.
+    pub(crate) fn number(&self, keys: &[&str]) -> Option<usize> {
+        let places = [Some(self.config()), self.config().get("text_config")];
+        let mut values = (places.into_iter().flatten())
+            .flat_map(|place| keys.iter().filter_map(|key| place.get(*key)));
+        values.find_map(|value| usize::try_from(value.as_u64()?).ok())
+    }
+
     /// The mapped bytes of a tensor.
     ///
     /// # Errors
@@ -218,7 +226,7 @@ impl std::fmt::Debug for Checkpoint {
 /// `model.safetensors.index.json`: which shard holds which tensor.
 struct Index {
     path: PathBuf,
-    weight_map: HashMap<String, String>,
+    weight_map: BTreeMap<String, String>,
     /// Every shard once, sorted.
     files: Vec<String>,
 }
@@ -235,7 +243,7 @@ impl Index {
             .get("weight_map")
             .and_then(Value::as_object)
             .ok_or_else(|| malformed("weight_map is missing"))?;
-        let mut weight_map = HashMap::with_capacity(map.len());
+        let mut weight_map = BTreeMap::new();
         for (tensor, file) in map {
             let file = file
                 .as_str()

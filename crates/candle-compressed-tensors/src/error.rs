@@ -108,7 +108,10 @@ pub enum Error {
         scale: String,
     },
     /// A quantized KV cache without its scales.
-    #[error("{attention}: the KV cache is quantized, but {scale:?} is not in the checkpoint")]
+    #[error(
+        "{attention}: the KV cache is quantized, but {scale:?} is not in the checkpoint; load with `dequantize`, under \
+         which the cache keeps its precision"
+    )]
     MissingKvScale {
         /// The attention's name.
         attention: String,

@@ -82,13 +82,14 @@ impl Plan {
         }
         plan.is_fp8 = !plan.modules.is_empty();
         survey.warn(&mut plan);
-        if let Err(error) = expert_conversions(checkpoint).and_then(|all| plan.add_experts(all)) {
-            plan.problems.push(error);
-        }
-        match kv_scales::find(checkpoint, config.as_ref()) {
-            Ok(scales) => plan.kv_scales = scales,
-            Err(error) => plan.problems.push(error),
-        }
+        let experts = expert_conversions(checkpoint, &mut plan.problems);
+        plan.add_experts(experts);
+        plan.kv_scales = kv_scales::find(
+            checkpoint,
+            config.as_ref(),
+            plan.dequantize,
+            &mut plan.problems,
+        );
         plan
     }
 
@@ -152,7 +153,7 @@ impl Plan {
     }
 
     /// Merged experts, and the cost of having them in a 2-byte dtype.
-    fn add_experts(&mut self, conversions: Vec<Conversion>) -> Result<(), Error> {
+    fn add_experts(&mut self, conversions: Vec<Conversion>) {
         let mut fp8_bytes = 0;
         for conversion in conversions {
             for name in conversion.sources() {
@@ -169,7 +170,6 @@ impl Plan {
                 dense_bytes: 2 * fp8_bytes,
             });
         }
-        Ok(())
     }
 }
 
@@ -189,9 +189,8 @@ impl Survey<'_> {
                 plan.modules.insert(module.to_string(), fp8);
                 Ok(())
             }
-            "weight" | "weight_packed" | "compressed" | "bitmask" => {
-                self.other_weight(module, name, info)
-            }
+            "weight" => self.other_weight(module, name, info),
+            "weight_packed" | "compressed" | "bitmask" => self.packed_weight(module, name),
             "weight_scale"
             | "weight_scale_inv"
             | "weight_zero_point"
@@ -300,10 +299,7 @@ impl Survey<'_> {
         ) {
             return Ok(());
         }
-        // The config knows why: INT4, NVFP4, 2:4 sparse, …
-        if let Some(config) = self.config {
-            config.resolve(module, class_of(module))?;
-        }
+        self.refused_by_config(module)?;
         Err(Error::Dtype {
             tensor: name.into(),
             expected: "F8_E4M3, BF16, F16 or F32".into(),
@@ -311,13 +307,30 @@ impl Survey<'_> {
         })
     }
 
+    /// Part of a weight that is stored packed or sparse, whatever its dtype.
+    fn packed_weight(&self, module: &str, name: &str) -> Result<(), Error> {
+        self.refused_by_config(module)?;
+        Err(Error::Unsupported {
+            tensor: name.into(),
+            reason: format!(
+                "packed and sparse weights are not served; expected {:?}",
+                format!("{module}.weight")
+            ),
+        })
+    }
+
+    /// The config knows why a weight is not served: INT4, NVFP4, 2:4 sparse, …
+    fn refused_by_config(&self, module: &str) -> Result<(), Error> {
+        match self.config {
+            Some(config) => Ok(config.resolve(module, class_of(module)).map(drop)?),
+            None => Ok(()),
+        }
+    }
+
     /// A tensor that only makes sense beside an FP8 weight.
     fn companion(&self, module: &str, kind: &str, name: &str) -> Result<(), Error> {
-        if self
-            .checkpoint
-            .info(&format!("{module}.weight_packed"))
-            .is_some()
-        {
+        let stored = |kind: &str| self.checkpoint.info(&format!("{module}.{kind}"));
+        if stored("weight_packed").or(stored("compressed")).is_some() {
             return Ok(()); // refused as a packed weight
         }
         let orphan = |reason: String| {
@@ -347,7 +360,13 @@ impl Survey<'_> {
                 "the config gives {weight:?} the scale {:?} alone",
                 scheme.scale_name
             )),
-            _ if scheme.activations == ActivationStrategy::StaticTensor => Ok(()),
+            _ if scheme.activations == ActivationStrategy::StaticTensor => {
+                let [used, other] = INPUT_SCALES;
+                match kind == other && stored(used).is_some() {
+                    true => orphan(format!("{:?} is there too", format!("{module}.{used}"))),
+                    false => Ok(()),
+                }
+            }
             _ => orphan(format!(
                 "the config says that activations are {}",
                 scheme.activations

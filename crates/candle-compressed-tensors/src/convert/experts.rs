@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
-
 use super::{Conversion, Operation, WeightConverter};
 use crate::{Checkpoint, Error};
 
@@ -41,19 +39,22 @@ pub fn expert_converters() -> Vec<WeightConverter> {
     converters
 }
 
-/// The conversions of all experts of a checkpoint.
-///
-/// # Errors
-/// An expert or a projection is missing, or shapes differ within a layer.
-pub(crate) fn expert_conversions(checkpoint: &Checkpoint) -> Result<Vec<Conversion>, Error> {
+/// The conversions of all experts of a checkpoint. Experts that cannot be merged, because one or one of its projections
+/// is missing or because shapes differ within a layer, go to `problems`.
+pub(crate) fn expert_conversions(
+    checkpoint: &Checkpoint,
+    problems: &mut Vec<Error>,
+) -> Vec<Conversion> {
     let mut conversions = Vec::new();
     for converter in expert_converters() {
         for (target, indexes) in converter.collect(checkpoint.names()) {
-            let sources = complete(checkpoint, &converter, &target, indexes)?;
-            conversions.push(converter.bind(target, sources));
+            match complete(checkpoint, &converter, &target, indexes) {
+                Ok(sources) => conversions.push(converter.bind(target, sources)),
+                Err(error) => problems.push(error),
+            }
         }
     }
-    Ok(conversions)
+    conversions
 }
 
 /// The sources of every expert from the first to the last, all there and of equal shapes.
@@ -71,14 +72,15 @@ fn complete(
         reason,
     };
     let last = indexes.last_key_value().map_or(0, |(index, _)| *index);
-    let count = expert_count(checkpoint.config()).unwrap_or(indexes.len());
+    let count = checkpoint.number(&EXPERT_COUNTS).unwrap_or(indexes.len());
     if last >= count {
         return Err(wrong(format!(
             "expert {last} is stored, but there should be {count} experts"
         )));
     }
     let mut shapes: Option<Vec<&[usize]>> = None;
-    let mut sources = Vec::with_capacity(count);
+    // Not with the capacity `count`, which may be any number: the first missing expert ends the loop.
+    let mut sources = Vec::new();
     for index in 0..count {
         let found = indexes.remove(&index).unwrap_or_default();
         let mut names = Vec::with_capacity(converter.sources.len());
@@ -99,6 +101,15 @@ fn complete(
             .filter_map(|name| checkpoint.info(name))
             .map(|info| info.shape.as_slice());
         let found: Vec<&[usize]> = found.collect();
+        // The gate and the up projection of an expert are joined: they are equal matrices.
+        if found
+            .iter()
+            .any(|shape| shape.len() != 2 || *shape != found[0])
+        {
+            return Err(wrong(format!(
+                "expert {index} has {names:?} of shapes {found:?}; expected equal matrices"
+            )));
+        }
         match &shapes {
             Some(shapes) if *shapes != found => {
                 return Err(wrong(format!(
@@ -110,13 +121,4 @@ fn complete(
         sources.push(names);
     }
     Ok(sources)
-}
-
-fn expert_count(config: &Value) -> Option<usize> {
-    let places = [Some(config), config.get("text_config")];
-    let mut counts = places
-        .into_iter()
-        .flatten()
-        .flat_map(|place| EXPERT_COUNTS.iter().map(|key| place.get(*key)));
-    counts.find_map(|count| usize::try_from(count?.as_u64()?).ok())
 }

@@ -204,7 +204,13 @@ fn match_end<'a>(pattern: &str, name: &'a str) -> Option<(&'a str, usize)> {
         }
         let at = rest.rfind('.').map_or(0, |dot| dot + 1);
         match component {
-            "*" => index = rest[at..].parse().ok()?,
+            "*" => {
+                index = rest[at..].parse().ok()?;
+                // `00` and `+0` parse too, and would take the place of `0`.
+                if index.to_string() != rest[at..] {
+                    return None;
+                }
+            }
             component if component == &rest[at..] => {}
             _ => return None,
         }
@@ -229,6 +235,8 @@ mod tests {
             ("mlp.shared_experts.0.up_proj.weight", None),
             ("mlp.experts.0.gate_up_proj.weight", None),
             ("mlp.experts.x.up_proj.weight", None),
+            ("mlp.experts.00.up_proj.weight", None),
+            ("mlp.experts.+0.up_proj.weight", None),
             ("mlp.experts.up_proj.weight", None),
         ] {
             assert_eq!(match_end(pattern, name), expected, "{name}");

@@ -1,0 +1,270 @@
+//! Weights out of a hat: a model of any shape without a checkpoint.
+
+use candle_compressed_tensors::{CtFp8Linear, CtLinear, LinearSource};
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
+use candle_fp8::{Quantization, ScaleLayout};
+use candle_nn::{Init, Linear, VarBuilder, var_builder::SimpleBackend};
+use float8::F8E4M3;
+use half::{bf16, f16};
+use std::sync::Arc;
+
+use super::fill;
+
+/// Told of every tensor that was made: its bytes.
+type Made = dyn Fn(u64) + Send + Sync;
+
+/// Random weights, the same in every run: FP8 linears with a scale for each output channel and inputs quantized for each
+/// token, as an `FP8-dynamic` checkpoint has them. As there, embedding, norms, router and `lm_head` are dense; so are the
+/// experts, which models take merged.
+///
+/// Every linear keeps the variance of its input, and norms multiply by 1: logits come out near ±5 at any depth.
+#[derive(Clone)]
+pub(crate) struct RandomWeights {
+    made: Arc<Made>,
+    /// False: tensors have shape and dtype, but one element of memory.
+    fill: bool,
+}
+
+impl RandomWeights {
+    /// Calls `made` with the bytes of each tensor.
+    pub(crate) fn new(made: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self {
+            made: Arc::new(made),
+            fill: true,
+        }
+    }
+
+    /// Calls `made` with the bytes that each tensor would take, and makes none.
+    pub(crate) fn measure(made: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self {
+            made: Arc::new(made),
+            fill: false,
+        }
+    }
+
+    /// The `VarBuilder` for everything that is not an FP8 linear.
+    pub(crate) fn var_builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        let backend: Box<dyn SimpleBackend> = Box::new(self.clone());
+        VarBuilder::from_backend(backend, dtype, device.clone())
+    }
+
+    /// A tensor made by `values`, which is not called when nothing is to be filled.
+    fn tensor(
+        &self,
+        shape: Shape,
+        dtype: DType,
+        device: &Device,
+        values: impl FnOnce() -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let bytes = shape.elem_count() * dtype.size_in_bytes();
+        let tensor = match self.fill {
+            true => values()?,
+            false => Tensor::zeros(1, dtype, device)?.broadcast_as(shape)?,
+        };
+        (self.made)(bytes as u64);
+        Ok(tensor)
+    }
+
+    fn dense(&self, shape: Shape, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor_shape = shape.clone();
+        self.tensor(shape, dtype, device, || {
+            let dims = tensor_shape.dims();
+            let &[.., inputs] = dims else {
+                bail!("{name}: a weight has at least one dimension, found {dims:?}")
+            };
+            if dims.len() == 1 {
+                return match name.ends_with("norm.weight") {
+                    true => Tensor::ones(tensor_shape, dtype, device),
+                    false => Tensor::zeros(tensor_shape, dtype, device),
+                };
+            }
+            // A row of the embedding is an activation, of variance 1. Uniform numbers in ±b have variance b² / 3.
+            let variance = match name.ends_with("embed_tokens.weight") {
+                true => 1.,
+                false => 1. / inputs as f32,
+            };
+            uniform(&tensor_shape, name, dtype, (3. * variance).sqrt(), device)
+        })
+    }
+
+    fn fp8_linear(
+        &self,
+        (in_dim, out_dim): (usize, usize),
+        bias: Option<Tensor>,
+        vb: &VarBuilder,
+    ) -> Result<CtLinear> {
+        let (name, device) = (vb.prefix(), vb.device());
+        let shape = Shape::from((out_dim, in_dim));
+        let weight = self.tensor(shape.clone(), DType::F8E4M3, device, || {
+            let mut codes = vec![F8E4M3::ZERO; shape.elem_count()];
+            fill::words(&mut codes, 8, fill::seed(&name), |word, codes| {
+                for (code, byte) in codes.iter_mut().zip(word.to_le_bytes()) {
+                    *code = F8E4M3::from_bits(not_nan(byte));
+                }
+            });
+            Tensor::from_vec(codes, shape.clone(), device)
+        })?;
+        let scale = self.tensor(Shape::from((out_dim, 1)), DType::F32, device, || {
+            let middle = 1. / (root_mean_square_of_codes() * (in_dim as f32).sqrt());
+            let mut scales = vec![0f32; out_dim];
+            let seed = fill::seed(&format!("{name}.weight_scale"));
+            fill::words(&mut scales, 1, seed, |word, scales| {
+                // Half to one and a half of the middle one.
+                scales[0] = middle * (0.5 + (word >> 40) as f32 / (1u64 << 24) as f32);
+            });
+            Tensor::from_vec(scales, (out_dim, 1), device)
+        })?;
+        if !self.fill {
+            return Ok(CtLinear::Dense(Linear::new(weight, bias)));
+        }
+        let quantization = Some(Quantization::PerToken);
+        CtFp8Linear::new(weight, scale, ScaleLayout::Channel, bias, quantization).map(CtLinear::Fp8)
+    }
+}
+
+impl LinearSource for RandomWeights {
+    fn linear_b(
+        &self,
+        in_dim: usize,
+        out_dim: usize,
+        bias: bool,
+        vb: VarBuilder,
+    ) -> Result<CtLinear> {
+        let bias = match bias {
+            true => Some(vb.get(out_dim, "bias")?),
+            false => None,
+        };
+        let name = vb.prefix();
+        if name == "lm_head" || name.ends_with(".gate") {
+            let weight = vb.get((out_dim, in_dim), "weight")?;
+            return Ok(CtLinear::Dense(Linear::new(weight, bias)));
+        }
+        self.fp8_linear((in_dim, out_dim), bias, &vb)
+    }
+}
+
+impl SimpleBackend for RandomWeights {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        self.dense(shape, name, dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        bail!("{name}: random weights need to be told a shape")
+    }
+
+    /// Everything that a model may ask for is there, but the scales of a quantized KV cache.
+    fn contains_tensor(&self, name: &str) -> bool {
+        !name.ends_with("_scale")
+    }
+}
+
+/// Numbers in ±`bound`, in BF16, F16 or F32.
+fn uniform(shape: &Shape, name: &str, dtype: DType, bound: f32, device: &Device) -> Result<Tensor> {
+    fn make<T: candle_core::WithDType>(
+        shape: &Shape,
+        name: &str,
+        bound: f32,
+        device: &Device,
+        from_f32: impl Fn(f32) -> T + Sync,
+    ) -> Result<Tensor> {
+        let step = bound / 32768.;
+        let mut values = vec![T::zero(); shape.elem_count()];
+        fill::words(&mut values, 4, fill::seed(name), |word, values| {
+            for (i, value) in values.iter_mut().enumerate() {
+                // The middle of one of 65536 steps: never 0, symmetric around it.
+                *value = from_f32((f32::from((word >> (16 * i)) as i16) + 0.5) * step);
+            }
+        });
+        Tensor::from_vec(values, shape.clone(), device)
+    }
+    match dtype {
+        DType::F32 => make(shape, name, bound, device, |x| x),
+        DType::BF16 => make(shape, name, bound, device, bf16::from_f32),
+        DType::F16 => make(shape, name, bound, device, f16::from_f32),
+        _ => bail!("{name}: dense weights come in F32, BF16 or F16, not in {dtype:?}"),
+    }
+}
+
+/// The code itself, or 448 of the same sign in place of NaN.
+fn not_nan(code: u8) -> u8 {
+    match code & 0x7f {
+        0x7f => code - 1,
+        _ => code,
+    }
+}
+
+/// Of the codes that [`not_nan`] makes of uniform bytes.
+fn root_mean_square_of_codes() -> f32 {
+    let squares = (0..=u8::MAX).map(|byte| F8E4M3::from_bits(not_nan(byte)).to_f32().powi(2));
+    (squares.sum::<f32>() / 256.).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::IndexOp;
+    use candle_nn::Module;
+
+    #[test]
+    fn linears_keep_the_variance_of_their_input() {
+        let weights = RandomWeights::new(|_| ());
+        let vb = weights.var_builder(DType::F32, &Device::Cpu);
+        let x = Tensor::randn(0f32, 1., (4, 512), &Device::Cpu).unwrap();
+        for name in ["model.layers.0.mlp.up_proj", "lm_head"] {
+            let linear = weights.linear_b(512, 768, false, vb.pp(name)).unwrap();
+            assert_eq!(linear.is_fp8(), name != "lm_head");
+            let y = linear.forward(&x).unwrap();
+            let variance = y.sqr().unwrap().mean_all().unwrap();
+            let variance = variance.to_scalar::<f32>().unwrap();
+            // E[(0.5 + u)²] = 13 / 12 for u uniform in [0, 1).
+            assert!((0.7..1.5).contains(&variance), "{name}: {variance}");
+        }
+    }
+
+    #[test]
+    fn codes_are_no_nan_and_differ_between_modules_and_rows() {
+        let weights = RandomWeights::new(|_| ());
+        let vb = weights.var_builder(DType::BF16, &Device::Cpu);
+        let codes = |name: &str| {
+            let linear = weights.linear_b(300, 500, false, vb.pp(name)).unwrap();
+            linear.weight().to_dtype(DType::F32).unwrap()
+        };
+        let (a, b) = (codes("a_proj"), codes("b_proj"));
+        let values = a.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(values.iter().all(|value| value.is_finite()));
+        assert!(values.contains(&448.) && values.contains(&-448.));
+        let differ = |a: &Tensor, b: &Tensor| {
+            let count = a.ne(b).unwrap().to_dtype(DType::F32).unwrap().sum_all();
+            count.unwrap().to_scalar::<f32>().unwrap() > 250.
+        };
+        assert!(differ(&a, &b));
+        assert!(differ(&a.i(0).unwrap(), &a.i(1).unwrap()));
+        assert!(!differ(&a, &codes("a_proj")));
+    }
+
+    #[test]
+    fn measuring_counts_what_making_makes() {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        let count = |make: fn(Box<dyn Fn(u64) + Send + Sync>) -> RandomWeights| {
+            let bytes = Arc::new(AtomicU64::new(0));
+            let counter = bytes.clone();
+            let weights = make(Box::new(move |made| {
+                counter.fetch_add(made, Ordering::Relaxed);
+            }));
+            let vb = weights.var_builder(DType::BF16, &Device::Cpu);
+            weights.linear_b(64, 48, true, vb.pp("q_proj")).unwrap();
+            vb.get((4, 10, 6), "experts.down_proj").unwrap();
+            bytes.load(Ordering::Relaxed)
+        };
+        let expected = 64 * 48 + 4 * 48 + 2 * 48 + 2 * 240;
+        assert_eq!(count(|made| RandomWeights::new(made)), expected);
+        assert_eq!(count(|made| RandomWeights::measure(made)), expected);
+    }
+}

@@ -79,7 +79,7 @@ impl Attention {
             |y: Tensor| candle_nn::rotary_emb::rope(&y.transpose(1, 2)?.contiguous()?, cos, sin);
         let (q, k) = (rope(q)?, rope(k)?);
         let v = v.transpose(1, 2)?.contiguous()?;
-        let (q, k, v) = self.fake_quantization.apply(q, k, v)?;
+        let (k, v) = self.fake_quantization.apply(k, v)?;
 
         let (keys, values) = cache.append(self.layer, &k, &v)?;
         let blocks: Vec<Tensor> = plan
@@ -158,10 +158,9 @@ impl Attention {
 }
 
 /// Scales of a `kv_cache_scheme`: keys (after RoPE) and values take E4M3's precision on their way
-/// into the cache, queries too where attention itself is quantized.
+/// into the cache.
 #[derive(Debug)]
 struct CacheScales {
-    q: Option<CacheScale>,
     k: Option<CacheScale>,
     v: Option<CacheScale>,
 }
@@ -177,7 +176,8 @@ struct CacheScale {
 
 impl CacheScales {
     fn load(config: &ModelConfig, vb: &VarBuilder) -> Result<Self> {
-        let scale = |name: &'static str, heads: usize| -> Result<Option<CacheScale>> {
+        let heads = config.num_key_value_heads;
+        let scale = |name: &'static str| -> Result<Option<CacheScale>> {
             if !vb.contains_tensor(name) {
                 return Ok(None);
             }
@@ -200,9 +200,8 @@ impl CacheScales {
             }))
         };
         let scales = Self {
-            q: scale("q_scale", config.num_attention_heads)?,
-            k: scale("k_scale", config.num_key_value_heads)?,
-            v: scale("v_scale", config.num_key_value_heads)?,
+            k: scale("k_scale")?,
+            v: scale("v_scale")?,
         };
         if scales.k.is_some() != scales.v.is_some() {
             let found = scales.scales().map(|scale| scale.name).collect::<Vec<_>>();
@@ -216,23 +215,14 @@ impl CacheScales {
     }
 
     fn scales(&self) -> impl Iterator<Item = &CacheScale> {
-        [&self.q, &self.k, &self.v].into_iter().flatten()
+        [&self.k, &self.v].into_iter().flatten()
     }
 
-    fn apply(
-        &self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-    ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    fn apply(&self, k: Tensor, v: Tensor) -> candle_core::Result<(Tensor, Tensor)> {
         let through = |x: Tensor, scale: &Option<CacheScale>| match scale {
             None => Ok(x),
             Some(scale) => candle_fp8::fake_quantize(&x, &scale.scale),
         };
-        Ok((
-            through(q, &self.q)?,
-            through(k, &self.k)?,
-            through(v, &self.v)?,
-        ))
+        Ok((through(k, &self.k)?, through(v, &self.v)?))
     }
 }

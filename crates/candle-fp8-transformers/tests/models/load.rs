@@ -20,7 +20,7 @@ fn the_state_holds_every_tensor_under_its_name() {
         let config = config(model_type, json!({}));
         let mut tensors = tensors(&config, "model");
         let scale = Tensor::new(&[0.02f32], &Device::Cpu).unwrap();
-        for name in ["q_scale", "k_scale", "v_scale"] {
+        for name in ["k_scale", "v_scale"] {
             tensors.insert(format!("model.layers.0.self_attn.{name}"), scale.clone());
         }
         let model = build(&config, &tensors, DType::F32);

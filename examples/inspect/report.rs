@@ -152,7 +152,10 @@ impl Report {
     }
 }
 
-/// One entry for each name that has tensors under it.
+/// What a weight is stored as: the first is served, the others are refused.
+const WEIGHTS: [&str; 3] = ["weight", "weight_packed", "compressed"];
+
+/// One entry for each weight and what lies beside it, and for each tensor that has no weight.
 fn modules(
     checkpoint: &Checkpoint,
     plan: &Plan,
@@ -164,15 +167,15 @@ fn modules(
         let (module, kind) = name.rsplit_once('.').unwrap_or(("", name));
         let has = |kind| checkpoint.info(&join(module, kind)).is_some();
         // Scales of a KV cache, say, stand for themselves.
-        let alone = match has("weight") || has("weight_packed") {
+        let alone = match WEIGHTS.into_iter().any(has) {
             true => "",
             false => kind,
         };
         let row = tensors.entry((module, alone)).or_default();
         row.push((kind, info));
     }
-    let describe = |((module, _), tensors): ((&str, &str), Vec<(&str, &TensorInfo)>)| {
-        let weight = tensors.iter().find(|(kind, _)| *kind == "weight");
+    let describe = |((module, alone), tensors): ((&str, &str), Vec<(&str, &TensorInfo)>)| {
+        let weight = tensors.iter().find(|(kind, _)| WEIGHTS.contains(kind));
         let (first, info) = *weight.or(tensors.first())?;
         let fp8 = plan.modules().get(module);
         let group = config
@@ -183,7 +186,7 @@ fn modules(
                 let name = join(module, kind);
                 refusals.iter().any(|text| mentions(text, &name))
             })
-            || first.starts_with("weight") && refusals.iter().any(|text| mentions(text, module));
+            || alone.is_empty() && refusals.iter().any(|text| mentions(text, module));
         let kind = match fp8 {
             Some(fp8) if fp8.dequantized || is_merged(module, plan) => Kind::Dequantized,
             Some(_) => Kind::Fp8,

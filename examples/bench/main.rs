@@ -113,16 +113,14 @@ fn run() -> Result<()> {
 
     let mut report = Report::new(args.shape.name(), &device, dtype, model.weight_bytes());
     for &tokens in args.prefill.iter().filter(|&&tokens| tokens > 0) {
-        eprintln!("prefill: {tokens} tokens");
+        cli::note(format_args!("prefill: {tokens} tokens"));
         report.prefill.push(measure::prefill(&model, tokens)?);
     }
     if args.decode > 0 {
         for &context in &args.context {
             for &batch in &args.batch {
-                eprintln!(
-                    "decode: {} of {batch}, context {context}",
-                    units::plural(args.decode, "step")
-                );
+                let steps = units::plural(args.decode, "step");
+                cli::note(format_args!("decode: {steps} of {batch}, context {context}"));
                 let run = measure::decode(&model, batch, context, args.decode);
                 report.decode.push(run?);
             }
@@ -176,12 +174,12 @@ fn make(args: &Args, layers: usize, dtype: DType, device: &Device) -> Result<Cau
     let model = CausalLm::load(&config, &weights, weights.var_builder(dtype, device));
     bar.finish_and_clear();
     let model = model?;
-    eprintln!(
+    cli::note(format_args!(
         "{}, {}: {} of random weights in {:.1} s",
         args.shape.name(),
         units::plural(layers, "layer"),
         units::bytes(model.weight_bytes() as u64),
         start.elapsed().as_secs_f64()
-    );
+    ));
     Ok(model)
 }

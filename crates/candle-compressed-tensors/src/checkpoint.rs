@@ -107,7 +107,7 @@ impl Checkpoint {
             let mapped = unsafe { MmapedSafetensors::new(&path) };
             let mapped = mapped.map_err(|error| Error::Safetensors {
                 path,
-                reason: first_line(&error),
+                reason: reason(&error),
             })?;
             for (name, view) in mapped.tensors() {
                 let info = TensorInfo {
@@ -315,12 +315,11 @@ fn no_weights(dir: PathBuf) -> Error {
     Error::NotACheckpoint { path: dir, reason }
 }
 
-/// Candle appends a backtrace when `RUST_BACKTRACE` is set; a user needs the first line.
-fn first_line(error: &candle_core::Error) -> String {
-    error
-        .to_string()
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_string()
+/// What the reader said, without the path and the backtrace that Candle adds.
+fn reason(error: &candle_core::Error) -> String {
+    match error {
+        candle_core::Error::WithPath { inner, .. }
+        | candle_core::Error::WithBacktrace { inner, .. } => reason(inner),
+        error => error.to_string(),
+    }
 }

@@ -53,13 +53,15 @@ mod quantizer;
 mod save;
 mod scales;
 mod state;
+mod warning;
 
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use convert::WeightConverter;
-pub use error::{Error, Warning};
+pub use error::Error;
 pub use linear::{CtFp8Linear, CtLinear, LinearSource};
 pub use options::{Activations, LoadOptions};
 pub use plan::{Fp8Module, Plan};
 pub use quantizer::QuantizerCompressedTensors;
 pub use save::{SaveOptions, save};
 pub use state::State;
+pub use warning::Warning;

@@ -9,7 +9,7 @@ use compressed_tensors::ActivationStrategy;
 
 use crate::{
     Activations, Checkpoint, CtFp8Linear, CtLinear, Error, Fp8Module, LinearSource, LoadOptions,
-    Plan, Warning, backend::Backend,
+    Plan, Warning, backend::Backend, warning,
 };
 
 /// Builds the linears of a compressed-tensors checkpoint, and the `VarBuilder` for everything else. Cloning is cheap.
@@ -51,7 +51,7 @@ impl QuantizerCompressedTensors {
     pub fn new(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self, Error> {
         let plan = Plan::new(checkpoint, &options).into_result()?;
         for warning in plan.warnings() {
-            eprintln!("warning: {warning}");
+            warning::print(warning);
         }
         let inner = Inner {
             checkpoint: checkpoint.clone(),

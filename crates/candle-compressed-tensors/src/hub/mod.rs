@@ -43,6 +43,8 @@ use cache::RepoCache;
 use client::Client;
 use snapshot::Snapshot;
 
+use crate::warning;
+
 /// The model's configuration: the one file that every checkpoint has.
 pub(crate) const CONFIG: &str = "config.json";
 /// Names the shard of every tensor, in a sharded checkpoint.
@@ -104,11 +106,11 @@ pub fn download(
             let Ok(folder) = cache.require(revision) else {
                 return Err(error);
             };
-            eprintln!(
-                "warning: {error}\nwarning: using the copy of {model_id} in the cache, which may be older than \
-                 `{revision}` on the hub: {}",
+            warning::print(&error);
+            warning::print(&format_args!(
+                "using the copy of {model_id} in the cache, which may be older than `{revision}` on the hub: {}",
                 folder.display()
-            );
+            ));
             return Ok(folder);
         }
         Err(error) => return Err(error),

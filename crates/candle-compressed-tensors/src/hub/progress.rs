@@ -1,5 +1,6 @@
 //! One bar for each file of weights.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hf_hub::api::Progress;
@@ -45,7 +46,7 @@ impl Bars {
 impl Drop for Bars {
     fn drop(&mut self) {
         if self.drawn.load(Ordering::Relaxed) && !self.bars.is_hidden() {
-            eprintln!();
+            let _ = writeln!(std::io::stderr());
         }
     }
 }

@@ -70,12 +70,12 @@ struct Args {
     )]
     batch: Vec<usize>,
 
-    #[command(flatten)]
-    device: DeviceArgs,
-
     /// Print one JSON object on stdout.
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// What the numbers mean.
@@ -111,7 +111,7 @@ fn run() -> Result<()> {
     let layers = args.layers.unwrap_or(args.shape.layers());
     let model = make(&args, layers, dtype, &device)?;
 
-    let mut report = Report::new(args.shape.name(), &device, dtype, model.weight_bytes());
+    let mut report = Report::new(args.shape, layers, &device, dtype, model.weight_bytes());
     for &tokens in args.prefill.iter().filter(|&&tokens| tokens > 0) {
         cli::note(format_args!("prefill: {tokens} tokens"));
         report.prefill.push(measure::prefill(&model, tokens)?);
@@ -120,7 +120,9 @@ fn run() -> Result<()> {
         for &context in &args.context {
             for &batch in &args.batch {
                 let steps = units::plural(args.decode, "step");
-                cli::note(format_args!("decode: {steps} of {batch}, context {context}"));
+                cli::note(format_args!(
+                    "decode: {steps} of {batch}, context {context}"
+                ));
                 let run = measure::decode(&model, batch, context, args.decode);
                 report.decode.push(run?);
             }

@@ -7,6 +7,7 @@ use candle_fp8_examples::{Table, table::Align, units};
 use serde::Serialize;
 
 use super::measure::{Decode, Prefill};
+use super::shape::Shape;
 
 /// One call of `bench`. Its fields are the keys of the JSON.
 #[derive(Serialize)]
@@ -15,6 +16,9 @@ pub(crate) struct Report {
     device: String,
     dtype: &'static str,
     weight_bytes: usize,
+    /// Those that were made, and those of the whole model.
+    #[serde(skip)]
+    layers: (usize, usize),
     pub(crate) prefill: Vec<Prefill>,
     pub(crate) decode: Vec<Decode>,
 }
@@ -22,7 +26,8 @@ pub(crate) struct Report {
 impl Report {
     /// Nothing measured yet.
     pub(crate) fn new(
-        shape: &'static str,
+        shape: Shape,
+        layers: usize,
         device: &Device,
         dtype: DType,
         weight_bytes: usize,
@@ -33,7 +38,8 @@ impl Report {
             DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
         };
         Self {
-            shape,
+            shape: shape.name(),
+            layers: (layers, shape.layers()),
             device,
             dtype: dtype.as_str(),
             weight_bytes,
@@ -47,10 +53,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} on {} in {}, {} of weights\n",
+            "{} on {} in {}, {} of {} layers, {} of weights\n",
             self.shape,
             self.device,
             self.dtype,
+            self.layers.0,
+            self.layers.1,
             units::bytes(self.weight_bytes as u64)
         )?;
         let mut table = Table::new([

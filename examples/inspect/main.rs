@@ -18,15 +18,15 @@ use report::Report;
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Args {
+    /// Print one JSON object on stdout, every expert on its own.
+    #[arg(long)]
+    json: bool,
+
     #[command(flatten)]
     source: SourceArgs,
 
     #[command(flatten)]
     load: LoadArgs,
-
-    /// Print one JSON object on stdout, every expert on its own.
-    #[arg(long)]
-    json: bool,
 }
 
 fn main() -> ExitCode {

@@ -131,7 +131,8 @@ fn the_table_has_a_row_for_each_run() {
         ],
     );
     assert!(
-        said.stdout.starts_with("llama-1b on cpu in bf16, "),
+        said.stdout
+            .starts_with("llama-1b on cpu in bf16, 1 of 16 layers, "),
         "{}",
         said.stdout
     );

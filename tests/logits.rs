@@ -4,34 +4,12 @@
 #[allow(dead_code, unreachable_pub)]
 mod support;
 
-use candle_compressed_tensors::{Checkpoint, LoadOptions, QuantizerCompressedTensors};
+use candle_compressed_tensors::{LoadOptions, QuantizerCompressedTensors};
 use support::{
-    Fixture, Mode, Reference, changed, fixture, loadable, logits, max_difference, model, rows,
+    Mode,
+    bound::{bound, excess, largest, reference_logits},
+    changed, fixture, loadable, logits, max_difference, model,
 };
-
-fn reference_logits(reference: &Reference, mode: Mode) -> Vec<Vec<f64>> {
-    rows(reference.get(&format!("logits.{}", mode.name())))
-}
-
-/// Errors stay under a quarter of the smallest distance to another activation mode: one ulp of f32 before a quantizer can
-/// turn a code, which is an eighth of a value, but not one mode into another.
-fn bound(fixture: &Fixture, reference: &Reference, mode: Mode) -> f64 {
-    let own = reference_logits(reference, mode);
-    let others = [Mode::AsCheckpoint, Mode::PerToken, Mode::Full].into_iter();
-    let others = others.filter(|other| *other != mode && fixture.modes.contains(other));
-    let distances = others.map(|other| max_difference(&own, &reference_logits(reference, other)));
-    distances
-        .filter(|distance| *distance > 0.)
-        .fold(f64::INFINITY, f64::min)
-        / 4.
-}
-
-fn largest(logits: &[Vec<f64>]) -> f64 {
-    logits
-        .iter()
-        .flatten()
-        .fold(0., |max: f64, value| max.max(value.abs()))
-}
 
 #[test]
 fn logits_agree_with_the_references_in_every_mode() {
@@ -49,12 +27,7 @@ fn logits_agree_with_the_references_in_every_mode() {
             );
             let found = logits(&model(&fixture.checkpoint(), &quantizer), &ids);
             let expected = reference_logits(&reference, mode);
-            let bound = match mode {
-                // Two f32 programs over the same weights: only the order of sums differs. The weights' own rounding to
-                // BF16, which a wrong dequantization would miss, is 2⁻⁹.
-                Mode::Dequantized => 1e-4 * largest(&expected),
-                _ => bound(&fixture, &reference, mode),
-            };
+            let bound = bound(&fixture, &reference, mode);
             let error = max_difference(&found, &expected);
             println!(
                 "{:32} {:14} error {error:.2e}, bound {bound:.2e}",
@@ -71,15 +44,6 @@ fn logits_agree_with_the_references_in_every_mode() {
         }
     }
     assert!(compared >= 120, "only {compared} logits were compared");
-}
-
-/// The error of `fixture`'s reference when the model is loaded from `dir` instead, in units of the bound.
-fn excess(fixture: &Fixture, dir: &std::path::Path, mode: Mode) -> f64 {
-    let checkpoint = Checkpoint::open(dir).unwrap();
-    let quantizer = QuantizerCompressedTensors::new(&checkpoint, mode.options()).unwrap();
-    let reference = fixture.reference();
-    let found = logits(&model(&checkpoint, &quantizer), &reference.ids("input_ids"));
-    max_difference(&found, &reference_logits(&reference, mode)) / bound(fixture, &reference, mode)
 }
 
 #[test]

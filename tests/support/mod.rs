@@ -1,5 +1,7 @@
 //! The checkpoints in `tests/checkpoints` and the references beside them.
 
+pub mod bound;
+
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
@@ -244,6 +246,34 @@ pub struct Raw {
     pub dtype: safetensors::Dtype,
     pub shape: Vec<usize>,
     pub bytes: Vec<u8>,
+}
+
+impl Raw {
+    /// The one value of a BF16, F16 or F32 scale, or all of them, set to `value`.
+    pub fn fill(&mut self, value: f32) {
+        for index in 0..self.shape.iter().product() {
+            self.set(index, value);
+        }
+    }
+
+    /// One value of a BF16, F16 or F32 tensor, rounded to its dtype.
+    pub fn set(&mut self, index: usize, value: f32) {
+        let bytes = match self.dtype {
+            safetensors::Dtype::BF16 => half::bf16::from_f32(value).to_le_bytes().to_vec(),
+            safetensors::Dtype::F16 => half::f16::from_f32(value).to_le_bytes().to_vec(),
+            safetensors::Dtype::F32 => value.to_le_bytes().to_vec(),
+            other => panic!("{other:?} is not the dtype of a scale"),
+        };
+        let start = index * bytes.len();
+        self.bytes[start..start + bytes.len()].copy_from_slice(&bytes);
+    }
+
+    /// The same bytes in another shape and dtype, cut or padded with zeros to fit.
+    pub fn recast(&mut self, dtype: safetensors::Dtype, shape: &[usize]) {
+        self.bytes
+            .resize(shape.iter().product::<usize>() * dtype.bitsize() / 8, 0);
+        (self.dtype, self.shape) = (dtype, shape.to_vec());
+    }
 }
 
 impl safetensors::View for Raw {

@@ -37,3 +37,8 @@ pub use model::{
     LinearCount, LoadArgs, Loaded, ModelArgs, STORIES_LLAMA, STORIES_QWEN3_MOE, SourceArgs,
 };
 pub use table::Table;
+
+/// The README's program is compiled and run with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

@@ -168,7 +168,7 @@ def main():
     parser.add_argument("--model", choices=["llama", "qwen3-moe"], required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--batch", type=int, default=64, help=f"rows of {POSITIONS} tokens a step")
     parser.add_argument("--stories", type=int, default=300_000)
     parser.add_argument("--lr", type=float, default=2e-3)

@@ -14,6 +14,11 @@ stories() {
         fi
     done
     "$python" tools/stories/quantize.py --models target/stories --out tests/checkpoints
+    "$python" tools/stories/reference.py --models target/stories --checkpoints tests/checkpoints
+    # activation modes and greedy text, on the ids and prompts that are stored beside them
+    for folder in tests/checkpoints/stories-*; do
+        "$python" tools/fixtures/reference.py "$folder" --short "$folder/heldout.ids"
+    done
 }
 
 fixtures() {
@@ -27,10 +32,3 @@ stories) stories ;;
 all) stories && fixtures ;;
 *) echo "usage: tools/regenerate.sh [fixtures|stories|all]" >&2 && exit 2 ;;
 esac
-
-# Activation modes and greedy text of the trained models, on the ids and prompts that are stored beside them.
-for folder in tests/checkpoints/stories-*; do
-    if [ "$part" != fixtures ] && [ -f "$folder/reference.safetensors" ]; then
-        "$python" tools/fixtures/reference.py "$folder"
-    fi
-done

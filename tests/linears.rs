@@ -5,7 +5,7 @@
 mod support;
 
 use candle_compressed_tensors::{CtFp8Linear, CtLinear, QuantizerCompressedTensors};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_fp8::ScaleLayout;
 use candle_nn::Module;
 use support::{Fixture, Mode, Reference, fixture, loadable, rows};
@@ -252,5 +252,100 @@ fn inputs_of_any_rank_and_dtype_give_outputs_of_the_same() {
         let narrow = linear.forward(&x).unwrap();
         assert_eq!(narrow.dtype(), dtype);
         assert_eq!(rows(&narrow), rows(&wide), "{dtype:?}");
+    }
+}
+
+#[test]
+fn dequantized_weights_are_bit_equal_to_compressed_tensors() {
+    let mut compared = 0;
+    for fixture in loadable() {
+        let quantizer = fixture.quantizer(Mode::AsCheckpoint);
+        for (name, expected) in fixture.reference().with_prefix("dequantized.") {
+            let vb = quantizer.var_builder(DType::F32, &Device::Cpu).unwrap();
+            let found = vb.get_with_hints_dtype(
+                expected.shape(),
+                name,
+                Default::default(),
+                expected.dtype(),
+            );
+            let bits = |tensor: &Tensor| {
+                rows(tensor)
+                    .concat()
+                    .iter()
+                    .map(|v| v.to_bits())
+                    .collect::<Vec<_>>()
+            };
+            assert!(
+                bits(&found.unwrap()) == bits(expected),
+                "{} {name}",
+                fixture.name
+            );
+            compared += 1;
+        }
+    }
+    assert!(compared >= 35, "only {compared} weights were compared");
+}
+
+#[test]
+fn a_bias_that_the_model_does_not_ask_for_is_an_error() {
+    let quantizer = fixture("qwen2-channel-token").quantizer(Mode::AsCheckpoint);
+    let name = "model.layers.0.self_attn.q_proj";
+    let (out_dim, in_dim) = quantizer.plan().modules()[name].shape;
+    let vb = quantizer.var_builder(DType::F32, &Device::Cpu).unwrap();
+    let error = quantizer
+        .linear_no_bias(in_dim, out_dim, vb.pp(name))
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("the checkpoint has a bias"),
+        "{error}"
+    );
+}
+
+#[test]
+fn gradients_stop_at_fp8_with_an_error_and_flow_through_dequantized_linears() {
+    let fixture = fixture("llama-channel-token");
+    let name = "model.layers.0.mlp.up_proj";
+    let x = fixture
+        .reference()
+        .get(&format!("linear.{name}.input"))
+        .clone();
+    let x = Var::from_tensor(&x).unwrap();
+    for mode in FP8_MODES {
+        let quantizer = fixture.quantizer(mode);
+        assert!(!quantizer.is_trainable());
+        let loss = linear(&quantizer, name)
+            .forward(&x)
+            .unwrap()
+            .sum_all()
+            .unwrap();
+        let error = loss.backward().unwrap_err().to_string();
+        assert!(
+            error.contains("not trainable") && error.contains("dequantize"),
+            "{error}"
+        );
+    }
+    let quantizer = fixture.quantizer(Mode::Dequantized);
+    assert!(quantizer.is_trainable());
+    let (out_dim, in_dim) = quantizer.plan().modules()[name].shape;
+    let vb = quantizer.var_builder(DType::F32, &Device::Cpu).unwrap();
+    let dense = quantizer
+        .linear_no_bias(in_dim, out_dim, vb.pp(name))
+        .unwrap();
+    let gradients = dense
+        .forward(&x)
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
+    // d(Σ y) / dx is the sum of the weight's rows, for every token.
+    let expected = rows(&dense.weight().sum_keepdim(0).unwrap()).remove(0);
+    for row in rows(gradients.get(&x).unwrap()) {
+        for (found, expected) in row.iter().zip(&expected) {
+            assert!(
+                (found - expected).abs() <= 1e-5 * (1. + expected.abs()),
+                "{found} {expected}"
+            );
+        }
     }
 }

@@ -48,18 +48,25 @@ fn greedy_text_is_the_reference_s_in_every_mode() {
     }
 }
 
+/// On tokens that were chosen for it: in a trained model the f32 quotients before a quantizer often lie so near the middle
+/// of two codes that the next ulp decides, and one such code moves the logits as far as another activation mode does. The
+/// longer references therefore say nothing about rounding, but their greedy text, above, is equal all the same.
 #[test]
 fn logits_are_the_reference_s_in_every_mode() {
+    const MODES: [Mode; 3] = [Mode::AsCheckpoint, Mode::PerToken, Mode::Full];
     for name in CHECKPOINTS {
         let reference = Reference::open(name);
-        let expected = |mode: Mode| rows(reference.get(&format!("logits.{}", mode.name())));
-        for mode in [Mode::AsCheckpoint, Mode::PerToken, Mode::Full] {
-            let found = logits(&load(name, mode), &reference.ids("input_ids"));
+        let expected = |mode: Mode| rows(reference.get(&format!("short.logits.{}", mode.name())));
+        for mode in MODES {
+            let found = logits(&load(name, mode), &reference.ids("short.input_ids"));
             let error = max_difference(&found, &expected(mode));
-            let others = [Mode::AsCheckpoint, Mode::PerToken, Mode::Full];
-            let distances = others.map(|other| max_difference(&expected(mode), &expected(other)));
-            let distance = distances.into_iter().filter(|distance| *distance > 0.);
-            let bound = distance.fold(f64::INFINITY, f64::min) / 4.;
+            let distances = MODES.map(|other| max_difference(&expected(mode), &expected(other)));
+            let distances = distances.into_iter().filter(|distance| *distance > 0.);
+            let bound = distances.fold(f64::INFINITY, f64::min) / 4.;
+            println!(
+                "{name:32} {:14} error {error:.2e}, bound {bound:.2e}",
+                mode.name()
+            );
             assert!(error <= bound, "{name} {}: {error} > {bound}", mode.name());
         }
     }

@@ -168,6 +168,16 @@ impl Reference {
         ids.unwrap_or_else(|error| panic!("{}: {tensor}: {error}", self.name))
     }
 
+    /// The tensors whose names start with `prefix`, under the rest of their names.
+    pub fn with_prefix<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a Tensor)> {
+        self.tensors
+            .iter()
+            .filter_map(move |(name, tensor)| Some((name.strip_prefix(prefix)?, tensor)))
+    }
+
     /// The linears with references of their own.
     pub fn linears(&self) -> Vec<String> {
         let linear = |name: &String| {

@@ -117,7 +117,7 @@ impl QuantizerCompressedTensors {
     /// As [`linear`](Self::linear), without a bias.
     ///
     /// # Errors
-    /// A tensor is missing or has another shape.
+    /// A tensor is missing or has another shape, or the checkpoint has a bias.
     pub fn linear_no_bias(
         &self,
         in_dim: usize,
@@ -200,10 +200,13 @@ impl LinearSource for QuantizerCompressedTensors {
             .modules()
             .get(&name)
             .filter(|module| !module.dequantized);
-        let bias = if bias {
-            Some(vb.get(out_dim, "bias")?)
-        } else {
-            None
+        let bias = match (bias, vb.contains_tensor("bias")) {
+            (true, _) => Some(vb.get(out_dim, "bias")?),
+            (false, false) => None,
+            (false, true) => candle_core::bail!(
+                "{name}: the checkpoint has a bias for this linear, the model asks for none; without it every output \
+                 would be wrong"
+            ),
         };
         let Some(module) = module else {
             return Ok(CtLinear::Dense(Linear::new(

@@ -27,8 +27,8 @@ pub(crate) struct Outputs<'a> {
     pub(crate) list: Vec<Output>,
     quantizer: &'a QuantizerCompressedTensors,
     state: &'a State,
-    /// From a stored tensor to the merged one that holds its values now.
-    merged: HashMap<&'a str, &'a Conversion>,
+    /// From a stored tensor to the merged one that holds its values now, and how it was merged.
+    merged: HashMap<&'a str, (&'a Conversion, &'a Tensor)>,
     /// From a stored tensor to its name in the state, where that is another one.
     served: HashMap<&'a str, String>,
 }
@@ -54,12 +54,14 @@ impl<'a> Outputs<'a> {
             list.push(Output { name, dtype, shape });
         }
         let mut merged = HashMap::new();
-        for conversion in plan
-            .conversions
-            .values()
-            .filter(|conversion| state.get(conversion.target()).is_some())
-        {
-            merged.extend(conversion.sources().map(|name| (name, conversion)));
+        for conversion in plan.conversions.values() {
+            if let Some(tensor) = state.get(conversion.target()) {
+                merged.extend(
+                    conversion
+                        .sources()
+                        .map(|name| (name, (conversion, tensor))),
+                );
+            }
         }
         let mut served: HashMap<&str, String> = plan
             .kv_scales
@@ -116,9 +118,7 @@ impl<'a> Outputs<'a> {
                 Conversion::reshape_scale(name).restore(tensor, name, stored)
             }
             (Some(tensor), _) => Some(Ok(tensor.clone())),
-            (None, Some(conversion)) => {
-                conversion.restore_dense(&self.merged_tensor(conversion), name, stored)
-            }
+            (None, Some((conversion, tensor))) => conversion.restore_dense(tensor, name, stored),
             (None, None) if plan.weight(name).is_some() && plan.dequantize => {
                 Some(Conversion::dequantize(name).load(stored))
             }
@@ -184,14 +184,6 @@ impl<'a> Outputs<'a> {
         };
         let loaded = Conversion::dequantize(&output.name).load(stored)?;
         Ok(!differs(&loaded, tensor)?)
-    }
-
-    fn merged_tensor(&self, conversion: &Conversion) -> Tensor {
-        // `merged` holds only conversions whose target is in the state.
-        self.state
-            .get(conversion.target())
-            .cloned()
-            .unwrap_or_else(|| unreachable!())
     }
 }
 

@@ -1,9 +1,8 @@
 //! The trained checkpoints: the text that they write, and how sure of held-out text they are.
 
-// Each test binary uses its part of the shared module.
-#[allow(dead_code, unreachable_pub)]
 #[path = "stories/grammar.rs"]
 mod grammar;
+// Each test binary uses its part of the shared module.
 #[allow(dead_code, unreachable_pub)]
 mod support;
 

@@ -86,6 +86,44 @@ fn a_change_to_the_state_is_saved() {
     assert_eq!(differ, [name]);
 }
 
+/// Unstack, split, quantize: each step back, for values that changed and still have codes.
+#[test]
+fn changed_experts_find_their_codes_again() {
+    for fixture_name in ["qwen3-moe-channel", "qwen3-moe-block", "mixtral-channel"] {
+        let quantizer = fixture(fixture_name).quantizer(Mode::AsCheckpoint);
+        let mut state = model(quantizer.checkpoint(), &quantizer).state();
+        let merged: Vec<String> = state
+            .names()
+            .filter(|name| name.ends_with("experts.gate_up_proj"))
+            .map(str::to_string)
+            .collect();
+        assert!(!merged.is_empty());
+        for name in &merged {
+            state.tensor(name.as_str(), &state.get(name).unwrap().neg().unwrap());
+        }
+        let dir = scratch(&format!("{fixture_name}-negated"));
+        save_to(&dir, &quantizer, &state);
+        let (before, after) = (raw_tensors(&support::dir(fixture_name)), raw_tensors(&dir));
+        let mut negated = 0;
+        for (name, tensor) in &before {
+            let ends = [
+                "gate_proj.weight",
+                "up_proj.weight",
+                "w1.weight",
+                "w3.weight",
+            ];
+            if name.contains(".experts.") && ends.iter().any(|end| name.ends_with(end)) {
+                let codes: Vec<u8> = tensor.bytes.iter().map(|code| code ^ 0x80).collect();
+                assert!(after[name].bytes == codes, "{fixture_name}: {name}");
+                negated += 1;
+            } else {
+                assert!(after[name] == *tensor, "{fixture_name}: {name} changed");
+            }
+        }
+        assert!(negated >= 2 * merged.len(), "{fixture_name}: {negated}");
+    }
+}
+
 #[test]
 fn dequantized_models_are_saved_as_plain_ones() {
     for name in [

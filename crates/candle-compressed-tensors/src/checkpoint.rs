@@ -51,8 +51,13 @@ impl TensorInfo {
 
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
-        (self.elements() * self.dtype.bitsize() / 8) as u64
+        stored_bytes(self.dtype, &self.shape)
     }
+}
+
+/// Bytes of a tensor in a file.
+pub(crate) fn stored_bytes(dtype: Dtype, shape: &[usize]) -> u64 {
+    (shape.iter().product::<usize>() * dtype.bitsize() / 8) as u64
 }
 
 impl Checkpoint {
@@ -188,10 +193,15 @@ impl Checkpoint {
 
     /// The first of these keys that config.json, or its `text_config`, gives a whole number.
     pub(crate) fn number(&self, keys: &[&str]) -> Option<usize> {
+        let number = |value: &Value| usize::try_from(value.as_u64()?).ok();
+        self.settings(keys).find_map(number)
+    }
+
+    /// What config.json, and after it its `text_config`, gives these keys.
+    pub(crate) fn settings<'a>(&'a self, keys: &'a [&str]) -> impl Iterator<Item = &'a Value> {
         let places = [Some(self.config()), self.config().get("text_config")];
-        let mut values = (places.into_iter().flatten())
-            .flat_map(|place| keys.iter().filter_map(|key| place.get(*key)));
-        values.find_map(|value| usize::try_from(value.as_u64()?).ok())
+        (places.into_iter().flatten())
+            .flat_map(move |place| keys.iter().filter_map(move |key| place.get(*key)))
     }
 
     /// The mapped bytes of a tensor.

@@ -70,3 +70,9 @@ pub(crate) fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
         _ => None,
     }
 }
+
+/// How many elements of two tensors of one size and dtype differ. NaN differs from everything.
+pub(crate) fn count_different(a: &Tensor, b: &Tensor) -> candle_core::Result<usize> {
+    let differ = a.flatten_all()?.ne(&b.flatten_all()?)?.to_vec1::<u8>()?;
+    Ok(differ.into_iter().filter(|differs| *differs != 0).count())
+}

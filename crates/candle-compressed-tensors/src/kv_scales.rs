@@ -89,10 +89,9 @@ fn check(
     }
     let heads = checkpoint.number(&["num_key_value_heads"]);
     let shape = info.shape.as_slice();
-    let single = shape.len() <= 2 && shape.iter().all(|dim| *dim == 1);
     let per_head =
         matches!(shape, [found, 1, 1] if *found > 0 && heads.is_none_or(|heads| heads == *found));
-    if !(per_head || single) {
+    if !(per_head || scales::is_single(shape)) {
         let heads = heads.map_or("heads".to_string(), |heads| heads.to_string());
         return Err(plan::shape(
             name,

@@ -45,7 +45,6 @@ pub struct Plan {
     /// Served name (`….self_attn.k_scale`) to stored name.
     pub(crate) kv_scales: BTreeMap<String, String>,
     pub(crate) dequantize: bool,
-    is_fp8: bool,
     problems: Vec<Error>,
     warnings: Vec<Warning>,
 }
@@ -80,7 +79,6 @@ impl Plan {
                 plan.problems.push(error);
             }
         }
-        plan.is_fp8 = !plan.modules.is_empty();
         survey.warn(&mut plan);
         let experts = expert_conversions(checkpoint, &mut plan.problems);
         plan.add_experts(experts);
@@ -100,7 +98,7 @@ impl Plan {
 
     /// Whether any weight is stored in FP8.
     pub fn is_fp8(&self) -> bool {
-        self.is_fp8
+        !self.modules.is_empty()
     }
 
     /// Why the checkpoint is refused: empty if it is not.

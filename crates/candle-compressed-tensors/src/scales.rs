@@ -15,16 +15,13 @@ pub(crate) fn check_shape(
     let view = checkpoint.view(name)?;
     let found = view.shape();
     let (fits, expected) = match layout {
-        ScaleLayout::Tensor => (
-            found.len() <= 2 && found.iter().all(|dim| *dim == 1),
-            "[], [1] or [1, 1]".into(),
-        ),
+        ScaleLayout::Tensor => (is_single(found), "[], [1] or [1, 1]".into()),
         ScaleLayout::Channel => (
             found == [n] || found == [n, 1],
             format!("[{n}] or [{n}, 1]"),
         ),
         ScaleLayout::Block { rows, cols } => {
-            let blocks = [n.div_ceil(rows), k.div_ceil(cols)];
+            let blocks = layout.shape(n, k);
             (
                 found == blocks,
                 format!("{blocks:?} (blocks of {rows} × {cols})"),
@@ -36,6 +33,11 @@ pub(crate) fn check_shape(
     } else {
         Err(plan::shape(name, &expected, found))
     }
+}
+
+/// Whether a stored shape is that of one scale for everything.
+pub(crate) fn is_single(shape: &[usize]) -> bool {
+    shape.len() <= 2 && shape.iter().all(|dim| *dim == 1)
 }
 
 /// The values of a scale, each positive and finite.

@@ -2,7 +2,6 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_fp8::Rounding;
-
 use safetensors::tensor::TensorView;
 
 use crate::{Error, QuantizerCompressedTensors, dense, scales};
@@ -177,12 +176,8 @@ impl<'a> Stored<'a> {
         let codes = candle_fp8::quantize_weight(&values, &scale, module.layout, Rounding::Once)?;
         let again =
             candle_fp8::dequantize(&codes, &scale, module.layout, scale_dtype, values.dtype())?;
-        let differ = again
-            .ne(&values)?
-            .to_dtype(DType::F32)?
-            .sum_all()?
-            .to_scalar::<f32>()?;
-        if differ > 0. {
+        let differ = dense::count_different(&again, &values)?;
+        if differ > 0 {
             let reason = format!(
                 "{differ} of its values have no FP8 code under the stored scale (changed after loading, or loaded as \
                  {:?}, which is too narrow); save it with `dequantize`",

@@ -6,19 +6,15 @@ use candle_core::DType;
 use compressed_tensors::QuantizationConfig;
 use serde_json::Value;
 
-use crate::{Error, QuantizerCompressedTensors};
+use crate::{Checkpoint, Error, QuantizerCompressedTensors};
 
 /// Files that are copied: those with these endings that are not weights, index or config.
 const COPIED: [&str; 5] = ["json", "txt", "jinja", "model", "yaml"];
 
 /// The dtype that config.json gives the model; BF16 if it names none.
-pub(crate) fn model_dtype(config: &Value) -> DType {
-    let places = [Some(config), config.get("text_config")];
-    let names = places
-        .into_iter()
-        .flatten()
-        .flat_map(|place| ["dtype", "torch_dtype"].map(|key| place.get(key)));
-    match names.flatten().find_map(Value::as_str) {
+pub(crate) fn model_dtype(checkpoint: &Checkpoint) -> DType {
+    let mut names = checkpoint.settings(&["dtype", "torch_dtype"]);
+    match names.find_map(Value::as_str) {
         Some("float16") => DType::F16,
         Some("float32") => DType::F32,
         _ => DType::BF16,

@@ -11,7 +11,9 @@ use safetensors::{Dtype, View};
 
 use crate::{
     Error, QuantizerCompressedTensors, State,
+    checkpoint::stored_bytes,
     convert::{Conversion, Stored},
+    dense,
     save::config,
 };
 
@@ -39,7 +41,7 @@ impl<'a> Outputs<'a> {
         state: &'a State,
     ) -> Result<Self, Error> {
         let (checkpoint, plan) = (quantizer.checkpoint(), quantizer.plan());
-        let dense = safetensors::Dtype::from(config::model_dtype(checkpoint.config()));
+        let dense = safetensors::Dtype::from(config::model_dtype(checkpoint));
         let mut list = Vec::new();
         for (name, info) in checkpoint.tensors() {
             let (name, mut dtype, shape) = (name.to_string(), info.dtype, info.shape.clone());
@@ -142,7 +144,8 @@ impl<'a> Outputs<'a> {
         }
         let cast = tensor.to_dtype(dtype)?;
         if plan.is_scale(name)
-            && differs(&cast.to_dtype(DType::F32)?, &tensor.to_dtype(DType::F32)?)?
+            && dense::count_different(&cast.to_dtype(DType::F32)?, &tensor.to_dtype(DType::F32)?)?
+                > 0
         {
             let reason = format!("its values do not fit the stored dtype {:?}", output.dtype);
             return Err(Error::Save {
@@ -183,18 +186,8 @@ impl<'a> Outputs<'a> {
             device: &Device::Cpu,
         };
         let loaded = Conversion::dequantize(&output.name).load(stored)?;
-        Ok(!differs(&loaded, tensor)?)
+        Ok(dense::count_different(&loaded, tensor)? == 0)
     }
-}
-
-fn differs(a: &Tensor, b: &Tensor) -> candle_core::Result<bool> {
-    let count = a
-        .flatten_all()?
-        .ne(&b.flatten_all()?)?
-        .to_dtype(DType::F32)?
-        .sum_all()?
-        .to_scalar::<f32>()?;
-    Ok(count > 0.)
 }
 
 impl Output {
@@ -203,7 +196,7 @@ impl Output {
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        (self.elements() * self.dtype.bitsize() / 8) as u64
+        stored_bytes(self.dtype, &self.shape)
     }
 
     pub(crate) fn view<'a>(

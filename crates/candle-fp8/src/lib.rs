@@ -45,6 +45,7 @@
 //! The CPU. On CUDA and Metal each op answers with an error that says so. No op can be differentiated: a backward pass
 //! that reaches one ends in an error.
 
+mod dense_mm;
 mod dequantize;
 mod error;
 mod quantize;
@@ -53,9 +54,10 @@ mod scaled_mm;
 mod storage;
 
 pub use candle_kernels_fp8::ScaleLayout;
+pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
 pub use quantize::{
     fake_quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,
 };
 pub use quantize_weight::{Rounding, quantize_weight, weight_scale};
-pub use scaled_mm::{Input, Quantization, check_weight, scaled_mm};
+pub use scaled_mm::{Input, Quantization, Weight, check_weight, scaled_mm, scaled_mm_many};

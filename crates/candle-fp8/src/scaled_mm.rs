@@ -70,6 +70,30 @@ pub fn scaled_mm(
     x.apply_op3(weight, weight_scale, op)
 }
 
+/// An FP8 weight with its scales and bias, as [`scaled_mm`] takes them one by one.
+#[derive(Debug, Clone, Copy)]
+pub struct Weight<'a> {
+    /// F8E4M3 `[N, K]`, contiguous.
+    pub codes: &'a Tensor,
+    /// F32, of the shape that `layout` says.
+    pub scale: &'a Tensor,
+    /// What one scale spans.
+    pub layout: ScaleLayout,
+    /// BF16, F16 or F32 `[N]`.
+    pub bias: Option<&'a Tensor>,
+}
+
+/// [`scaled_mm`] of one input with several weights of the same K, such as a layer's query, key and value projections.
+///
+/// Gives the products in the order of the weights.
+///
+/// # Errors
+/// Those of [`scaled_mm`], for any of the weights.
+pub fn scaled_mm_many(input: Input<'_>, weights: &[Weight<'_>]) -> Result<Vec<Tensor>> {
+    let product = |w: &Weight<'_>| scaled_mm(input, w.codes, w.scale, w.layout, w.bias);
+    weights.iter().map(product).collect()
+}
+
 /// Checks what [`scaled_mm`] asks of a weight: F8E4M3 `[N, K]`, contiguous, with an F32 scale as `layout` says on the
 /// same device. Gives `(N, K)`.
 ///

@@ -1,19 +1,30 @@
 //! The kernels on the CPU, threaded with rayon over output features or rows.
 //!
-//! `generic.rs` holds the inner loops, the only code here that a processor's vector instructions would change: decode a
-//! run of codes, and take dot products. Versions of it for one instruction set belong beside it, and the choice among
-//! them here, once for a process.
+//! Inner loops that decide the speed are written for each instruction set ([`InstructionSet`]): `generic.rs`,
+//! `x86_64/`, `aarch64/` have the same functions, and [`InstructionSet::best`] picks one while the program runs. All
+//! other loops are portable Rust, compiled once for each instruction set.
 
+mod dense_mm;
 mod dequantize;
 mod generic;
+mod isa;
+mod matmul;
+pub mod probe;
 mod quantize;
 mod quantize_weight;
 mod scaled_mm;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
+pub use dense_mm::dense_mm;
 pub use dequantize::{Element, dequantize};
+pub use generic::Generic;
+pub use isa::InstructionSet;
 pub use quantize::{fake_quantize, quantize_groups, quantize_static, quantize_tensor};
 pub use quantize_weight::{quantize_weight, weight_amax};
-pub use scaled_mm::{Activations, ScaledMm, Scaling, scaled_mm};
+pub use scaled_mm::{Activations, ScaledMm, Scaling, Weight, scaled_mm};
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::{Avx2, Avx512};
 
 /// Elements that one task should at least have: handing a task to another thread costs some microseconds.
 const TASK: usize = 1 << 16;

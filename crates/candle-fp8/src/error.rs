@@ -136,6 +136,19 @@ pub(crate) fn weight_dims(
     }
 }
 
+/// Refuses a weight that its kernel would have to copy.
+pub(crate) fn contiguous(op: &'static str, weight: &Tensor) -> Result<(), Error> {
+    if weight.is_contiguous() {
+        return Ok(());
+    }
+    Err(Error::Value {
+        op,
+        tensor: "weight",
+        expected: "contiguous [N, K], because a copy would double its memory",
+        found: format!("strided {:?}", weight.stride()),
+    })
+}
+
 /// The rows and columns of activations `[.., K]`, K not 0.
 pub(crate) fn rows(
     op: &'static str,

@@ -55,6 +55,14 @@ pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow
     })
 }
 
+/// A BF16 tensor's values.
+pub(crate) fn bf16<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [bf16]>> {
+    let CpuStorage::BF16(values) = storage else {
+        bail!("no BF16 values in a {:?} tensor", storage.dtype());
+    };
+    Ok(dense(values, layout))
+}
+
 /// An F8E4M3 tensor's codes.
 pub(crate) fn codes<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Cow<'a, [u8]>> {
     let CpuStorage::F8E4M3(codes) = storage else {

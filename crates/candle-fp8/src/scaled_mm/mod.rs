@@ -1,13 +1,14 @@
-//! Activations times an FP8 weight.
+//! Activations times FP8 weights.
+
+mod cpu;
 
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor,
 };
-use candle_kernels_fp8::cpu::{self, Activations, Scaling};
+use candle_kernels_fp8::cpu::Scaling;
 
 use crate::ScaleLayout;
 use crate::error::{self, Error};
-use crate::storage;
 
 const OP: &str = "scaled_mm";
 
@@ -90,6 +91,10 @@ pub struct Weight<'a> {
 /// # Errors
 /// Those of [`scaled_mm`], for any of the weights.
 pub fn scaled_mm_many(input: Input<'_>, weights: &[Weight<'_>]) -> Result<Vec<Tensor>> {
+    let (Input::Full(x) | Input::Quantize(x, _) | Input::Codes { codes: x, .. }) = input;
+    if x.device().is_cpu() && !x.track_op() {
+        return cpu::many(x, input, weights);
+    }
     let product = |w: &Weight<'_>| scaled_mm(input, w.codes, w.scale, w.layout, w.bias);
     weights.iter().map(product).collect()
 }
@@ -106,15 +111,7 @@ pub fn check_weight(
 ) -> Result<(usize, usize)> {
     error::codes(OP, "weight", weight.dtype())?;
     let (n, k) = error::weight_dims(OP, "weight", weight)?;
-    if !weight.is_contiguous() {
-        return Err(Error::Value {
-            op: OP,
-            tensor: "weight",
-            expected: "contiguous [N, K], because a copy would double its memory",
-            found: format!("strided {:?}", weight.stride()),
-        }
-        .into());
-    }
+    error::contiguous(OP, weight)?;
     error::dtype(
         OP,
         "weight_scale",
@@ -258,55 +255,10 @@ impl CustomOp3 for ScaledMm {
         weight_scale: &CpuStorage,
         weight_scale_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let weight = storage::codes(weight, weight_layout)?;
-        let weight_scale = storage::values(weight_scale, weight_scale_layout)?;
-        let bias = match &self.bias {
-            Some(bias) => Some(storage::on_cpu(OP, bias, |storage, layout| {
-                Ok(storage::values(storage, layout)?.into_owned())
-            })?),
-            None => None,
-        };
-        let mut out = vec![0f32; self.m * self.n];
-        let launch = |activations: Activations<'_>, out: &mut [f32]| {
-            cpu::scaled_mm(
-                &cpu::ScaledMm {
-                    m: self.m,
-                    n: self.n,
-                    k: self.k,
-                    activations,
-                    weight: &weight,
-                    weight_scale: &weight_scale,
-                    layout: self.layout,
-                    bias: bias.as_deref(),
-                },
-                out,
-            );
-        };
-        match &self.mode {
-            Mode::Full => {
-                let values = storage::values(x, x_layout)?;
-                launch(Activations::Values(&values), &mut out);
-            }
-            Mode::Quantize(quantization) => {
-                let values = storage::values(x, x_layout)?;
-                let quantized = self.quantize(&values, *quantization);
-                launch(quantized.activations(), &mut out);
-            }
-            Mode::Codes { scales, scaling } => {
-                let codes = storage::codes(x, x_layout)?;
-                storage::on_cpu(OP, scales, |storage, layout| {
-                    let scales = storage::values(storage, layout)?;
-                    let activations = Activations::Codes {
-                        codes: &codes,
-                        scales: &scales,
-                        scaling: *scaling,
-                    };
-                    launch(activations, &mut out);
-                    Ok(())
-                })?;
-            }
-        }
-        Ok((storage::from_values(out, self.dtype)?, self.shape.clone()))
+        let weight = (weight, weight_layout);
+        let scale = (weight_scale, weight_scale_layout);
+        let storage = cpu::one(self, (x, x_layout), weight, scale)?;
+        Ok((storage, self.shape.clone()))
     }
 
     fn cuda_fwd(
@@ -350,54 +302,5 @@ impl CustomOp3 for ScaledMm {
         _: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         Err(Error::NotTrainable { op: OP }.into())
-    }
-}
-
-/// Activations quantized inside the op.
-struct Quantized {
-    codes: Vec<u8>,
-    scales: Vec<f32>,
-    scaling: Scaling,
-}
-
-impl Quantized {
-    fn activations(&self) -> Activations<'_> {
-        Activations::Codes {
-            codes: &self.codes,
-            scales: &self.scales,
-            scaling: self.scaling,
-        }
-    }
-}
-
-impl ScaledMm {
-    fn quantize(&self, values: &[f32], quantization: Quantization) -> Quantized {
-        let mut codes = vec![0u8; values.len()];
-        let (scales, scaling) = match quantization {
-            Quantization::PerTensor => (
-                vec![cpu::quantize_tensor(values, &mut codes)],
-                Scaling::Tensor,
-            ),
-            Quantization::Static(scale) => {
-                cpu::quantize_static(values, scale, &mut codes);
-                (vec![scale], Scaling::Tensor)
-            }
-            Quantization::PerToken => {
-                let mut scales = vec![0f32; self.m];
-                cpu::quantize_groups(values, self.k, self.k, &mut codes, &mut scales);
-                (scales, Scaling::Token)
-            }
-            Quantization::PerGroup(group) => {
-                let scaling = Scaling::Group(group);
-                let mut scales = vec![0f32; scaling.len(self.m, self.k)];
-                cpu::quantize_groups(values, self.k, group, &mut codes, &mut scales);
-                (scales, scaling)
-            }
-        };
-        Quantized {
-            codes,
-            scales,
-            scaling,
-        }
     }
 }

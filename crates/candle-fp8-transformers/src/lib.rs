@@ -105,6 +105,7 @@ mod model;
 mod moe;
 mod norm;
 mod plan;
+mod profile;
 mod rope;
 pub mod stock;
 
@@ -115,4 +116,5 @@ pub use generation::{
 };
 pub use kv_cache::KvCache;
 pub use model::CausalLm;
+pub use profile::{Part, Profile};
 pub use rope::RotaryEmbedding;

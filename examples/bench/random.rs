@@ -1,9 +1,10 @@
 //! Weights out of a hat: a model of any shape without a checkpoint.
 
-use candle_compressed_tensors::{CtFp8Linear, CtLinear, LinearSource};
+use candle_compressed_tensors::{CtDenseLinear, CtFp8Linear, CtLinear, LinearSource};
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use candle_fp8::{Quantization, ScaleLayout};
-use candle_nn::{Init, Linear, VarBuilder, var_builder::SimpleBackend};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use clap::ValueEnum;
 use float8::F8E4M3;
 use half::{bf16, f16};
 use std::sync::Arc;
@@ -13,14 +14,26 @@ use super::fill;
 /// Told of every tensor that was made: its bytes.
 type Made = dyn Fn(u64) + Send + Sync;
 
+/// The form of the output projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum LmHead {
+    /// Dense, as checkpoints have it.
+    #[default]
+    Bf16,
+    /// As the linears of the layers.
+    Fp8,
+}
+
 /// Random weights, the same in every run: FP8 linears with a scale for each output channel and inputs quantized for each
-/// token, as an `FP8-dynamic` checkpoint has them. As there, embedding, norms, router and `lm_head` are dense; so are the
-/// experts, which models take merged.
+/// token, as an `FP8-dynamic` checkpoint has them. As there, embedding, norms, router and, unless it is asked for in FP8,
+/// `lm_head` are dense, and BF16 on the CPU in whatever dtype the model computes; so are the experts, which models take
+/// merged, in the model's dtype.
 ///
 /// Every linear keeps the variance of its input, and norms multiply by 1: logits come out near ±5 at any depth.
 #[derive(Clone)]
 pub(crate) struct RandomWeights {
     made: Arc<Made>,
+    lm_head: LmHead,
     /// False: tensors have shape and dtype, but one element of memory.
     fill: bool,
 }
@@ -30,6 +43,7 @@ impl RandomWeights {
     pub(crate) fn new(made: impl Fn(u64) + Send + Sync + 'static) -> Self {
         Self {
             made: Arc::new(made),
+            lm_head: LmHead::default(),
             fill: true,
         }
     }
@@ -38,8 +52,14 @@ impl RandomWeights {
     pub(crate) fn measure(made: impl Fn(u64) + Send + Sync + 'static) -> Self {
         Self {
             made: Arc::new(made),
+            lm_head: LmHead::default(),
             fill: false,
         }
+    }
+
+    /// The same weights with the output projection in that form.
+    pub(crate) fn with_lm_head(self, lm_head: LmHead) -> Self {
+        Self { lm_head, ..self }
     }
 
     /// The `VarBuilder` for everything that is not an FP8 linear.
@@ -115,7 +135,7 @@ impl RandomWeights {
             Tensor::from_vec(scales, (out_dim, 1), device)
         })?;
         if !self.fill {
-            return Ok(CtLinear::Dense(Linear::new(weight, bias)));
+            return CtDenseLinear::new(weight, bias).map(CtLinear::Dense);
         }
         let quantization = Some(Quantization::PerToken);
         CtFp8Linear::new(weight, scale, ScaleLayout::Channel, bias, quantization).map(CtLinear::Fp8)
@@ -135,11 +155,24 @@ impl LinearSource for RandomWeights {
             false => None,
         };
         let name = vb.prefix();
-        if name == "lm_head" || name.ends_with(".gate") {
-            let weight = vb.get((out_dim, in_dim), "weight")?;
-            return Ok(CtLinear::Dense(Linear::new(weight, bias)));
+        let dense = match name.as_str() {
+            "lm_head" => self.lm_head == LmHead::Bf16,
+            name => name.ends_with(".gate"),
+        };
+        if !dense {
+            return self.fp8_linear((in_dim, out_dim), bias, &vb);
         }
-        self.fp8_linear((in_dim, out_dim), bias, &vb)
+        let (shape, dtype) = ((out_dim, in_dim), self.resident_dtype(&vb, "weight"));
+        let weight = vb.get_with_hints_dtype(shape, "weight", Init::default(), dtype)?;
+        CtDenseLinear::new(weight, bias).map(CtLinear::Dense)
+    }
+
+    /// As for a checkpoint, which stores dense matrices in BF16.
+    fn resident_dtype(&self, vb: &VarBuilder, _: &str) -> DType {
+        match vb.device().is_cpu() {
+            true => DType::BF16,
+            false => vb.dtype(),
+        }
     }
 }
 
@@ -226,6 +259,29 @@ mod tests {
             let variance = variance.to_scalar::<f32>().unwrap();
             let ratio = variance / expected;
             assert!((0.85..1.15).contains(&ratio), "{name}: {variance}");
+        }
+    }
+
+    #[test]
+    fn dense_matrices_are_bf16_on_the_cpu_and_the_head_is_as_asked() {
+        let config = super::super::shape::Shape::Qwen3Moe30b.config(1).unwrap();
+        let names = |lm_head, dtype: DType| {
+            let weights = RandomWeights::measure(|_| ()).with_lm_head(lm_head);
+            let vb = weights.var_builder(dtype, &Device::Cpu);
+            let model = candle_fp8_transformers::CausalLm::load(&config, &weights, vb).unwrap();
+            let dtype = move |name: &str| model.state().get(name).unwrap().dtype();
+            ["embed_tokens", "layers.0.mlp.gate", "norm"]
+                .map(|name| dtype(&format!("model.{name}.weight")))
+                .into_iter()
+                .chain([dtype("lm_head.weight")])
+                .collect::<Vec<_>>()
+        };
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let fixed = [DType::BF16, DType::BF16, dtype];
+            for (head, of_head) in [(LmHead::Bf16, DType::BF16), (LmHead::Fp8, DType::F8E4M3)] {
+                let found = names(head, dtype);
+                assert_eq!((&found[..3], found[3]), (&fixed[..], of_head), "{dtype:?}");
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A weight's way: [`Checkpoint`] maps the files, [`Plan`] says what every tensor is (or refuses the checkpoint),
 //! [`QuantizerCompressedTensors`] hands out linears and a `VarBuilder`, and [`CtFp8Linear`] keeps the E4M3 codes and calls
-//! one op of `candle-fp8`.
+//! one op of `candle-fp8`, as [`CtDenseLinear`] does with weights that the checkpoint leaves in BF16.
 //!
 //! ```
 //! use candle_compressed_tensors::{Checkpoint, LoadOptions, QuantizerCompressedTensors};
@@ -58,7 +58,7 @@ mod warning;
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use convert::WeightConverter;
 pub use error::Error;
-pub use linear::{CtFp8Linear, CtLinear, LinearSource};
+pub use linear::{CtDenseLinear, CtFp8Linear, CtLinear, LinearSource, forward_shared};
 pub use options::{Activations, LoadOptions};
 pub use plan::{Fp8Module, Plan};
 pub use quantizer::QuantizerCompressedTensors;

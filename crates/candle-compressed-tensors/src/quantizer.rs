@@ -2,21 +2,22 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Shape};
 use candle_fp8::Quantization;
-use candle_nn::{Linear, VarBuilder};
+use candle_nn::VarBuilder;
 use compressed_tensors::ActivationStrategy;
+use safetensors::Dtype;
 
 use crate::{
-    Activations, Checkpoint, CtFp8Linear, CtLinear, Error, Fp8Module, LinearSource, LoadOptions,
-    Plan, Warning, backend::Backend, warning,
+    Activations, Checkpoint, CtDenseLinear, CtFp8Linear, CtLinear, Error, Fp8Module, LinearSource,
+    LoadOptions, Plan, Warning, backend::Backend, linear, warning,
 };
 
 /// Builds the linears of a compressed-tensors checkpoint, and the `VarBuilder` for everything else. Cloning is cheap.
 ///
 /// ```no_run
 /// use candle_compressed_tensors::{Checkpoint, LoadOptions, QuantizerCompressedTensors};
-/// use candle_core::{DType, Device};
+/// use candle_core::{DType, Device, Shape};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let checkpoint = Checkpoint::open("path/to/model")?;
@@ -209,10 +210,10 @@ impl LinearSource for QuantizerCompressedTensors {
             ),
         };
         let Some(module) = module else {
-            return Ok(CtLinear::Dense(Linear::new(
-                vb.get((out_dim, in_dim), "weight")?,
-                bias,
-            )));
+            let dtype = self.resident_dtype(&vb, "weight");
+            let weight =
+                vb.get_with_hints_dtype((out_dim, in_dim), "weight", Default::default(), dtype)?;
+            return CtDenseLinear::new(weight, bias).map(CtLinear::Dense);
         };
         let codes = vb.get_with_hints_dtype(
             (out_dim, in_dim),
@@ -235,5 +236,40 @@ impl LinearSource for QuantizerCompressedTensors {
             bias,
             quantization,
         )?))
+    }
+
+    /// BF16 on the CPU for what is stored in BF16: the values are the same, and take half the memory of f32.
+    fn resident_dtype(&self, vb: &VarBuilder, tensor: &str) -> DType {
+        let stored = self.checkpoint().info(&full_name(vb, tensor));
+        match stored {
+            Some(info) if info.dtype == Dtype::BF16 && vb.device().is_cpu() => DType::BF16,
+            _ => vb.dtype(),
+        }
+    }
+
+    /// Compares the bytes in the file, where they lie: nothing is loaded. Tensors of two dtypes are not the same.
+    fn same_values(
+        &self,
+        vb: &VarBuilder,
+        shape: &Shape,
+        a: &str,
+        b: &str,
+    ) -> candle_core::Result<bool> {
+        let stored = |tensor| self.checkpoint().view(&full_name(vb, tensor));
+        let (Ok(a), Ok(b)) = (stored(a), stored(b)) else {
+            // Served under another name than it is stored.
+            return linear::same_values(vb, shape, a, b);
+        };
+        Ok(a.dtype() == b.dtype()
+            && [a.shape(), b.shape()] == [shape.dims(); 2]
+            && a.data() == b.data())
+    }
+}
+
+/// The name of `tensor` under the prefix of `vb`.
+fn full_name(vb: &VarBuilder, tensor: &str) -> String {
+    match vb.prefix() {
+        prefix if prefix.is_empty() => tensor.to_string(),
+        prefix => format!("{prefix}.{tensor}"),
     }
 }

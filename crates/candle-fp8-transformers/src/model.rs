@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use candle_compressed_tensors::{CtLinear, LinearSource, State};
-use candle_core::{DType, Device, Tensor};
+use candle_compressed_tensors::{CtDenseLinear, CtLinear, LinearSource, State};
+use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Embedding, Module, VarBuilder};
 
 use crate::layer::DecoderLayer;
 use crate::norm::Norm;
 use crate::plan::AttentionPlan;
+use crate::profile::{Part, Profile, Timer};
 use crate::rope::RotaryEmbedding;
 use crate::{Error, KvCache, ModelConfig, Result};
 
@@ -30,11 +31,14 @@ const HEAD_PREFIXES: [&str; 3] = [
 /// A decoder-only language model whose linears come from a [`LinearSource`]: in FP8 where the
 /// checkpoint has them in FP8.
 ///
-/// Runs in F32, BF16 or F16: the dtype of the `VarBuilder` is that of the embedding, the norms, the
-/// activations and the KV cache. Softmax and norms are computed in f32. Inference only: the fused
-/// norms, RoPE and softmax it calls have no backward pass.
+/// Runs in F32, BF16 or F16: the dtype of the `VarBuilder` is that of the norms, the activations and
+/// the KV cache. The embedding and dense linears are held in the dtype that the source calls
+/// [resident](LinearSource::resident_dtype): for a checkpoint on the CPU, BF16 where it stores BF16.
+/// Softmax and norms are computed in f32. Inference only: the fused norms, RoPE and softmax it calls
+/// have no backward pass.
 #[derive(Debug)]
 pub struct CausalLm {
+    /// `[V, H]` in its resident dtype. Rows become activations, in `dtype`, when they are looked up.
     embed_tokens: Embedding,
     layers: Vec<DecoderLayer>,
     norm: Norm,
@@ -51,7 +55,7 @@ pub struct CausalLm {
 #[derive(Debug)]
 enum Head {
     /// The embedding matrix: a linear that shares its storage.
-    Tied(candle_nn::Linear),
+    Tied(CtDenseLinear),
     Own {
         linear: CtLinear,
         prefix: String,
@@ -86,7 +90,17 @@ impl CausalLm {
 
         let vb_model = vb.pp(prefix);
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embeddings = vb_model.pp("embed_tokens").get((vocab, hidden), "weight")?;
+        let embeddings = {
+            let (vb, name) = (vb_model.pp("embed_tokens"), "weight");
+            let dtype = source.resident_dtype(&vb, name);
+            vb.get_with_hints_dtype((vocab, hidden), name, Default::default(), dtype)?
+        };
+        let repeated = |head: &str| {
+            let shape = Shape::from((vocab, hidden));
+            let [embedding, head] =
+                [&format!("{prefix}.embed_tokens"), head].map(|module| format!("{module}.weight"));
+            source.same_values(&vb, &shape, &embedding, &head)
+        };
         let own_head = |prefix: &str| -> Result<Head> {
             Ok(Head::Own {
                 linear: source.linear_b(hidden, vocab, false, vb.pp(prefix))?,
@@ -94,11 +108,9 @@ impl CausalLm {
             })
         };
         let head = match (config.tie_word_embeddings, head) {
-            (Some(true), Some(prefix)) if !same_values(&embeddings, prefix, &vb)? => {
-                own_head(prefix)?
-            }
+            (Some(true), Some(prefix)) if !repeated(prefix)? => own_head(prefix)?,
             (Some(true), _) | (None, None) => {
-                Head::Tied(candle_nn::Linear::new(embeddings.clone(), None))
+                Head::Tied(CtDenseLinear::new(embeddings.clone(), None)?)
             }
             (Some(false) | None, Some(prefix)) => own_head(prefix)?,
             (Some(false), None) => own_head(HEAD_PREFIXES[0])?,
@@ -131,9 +143,20 @@ impl CausalLm {
     /// model do not belong together, [`Error::Candle`] for a token id outside the vocabulary. After
     /// any of them the model is usable, and the cache holds what it held before.
     pub fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let hidden = self.hidden(ids, cache)?;
-        let last = hidden.dim(1)? - 1;
-        self.logits(&hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?)
+        self.forward_timed(ids, cache, Timer::OFF)
+    }
+
+    /// [`forward`](Self::forward), and adds to `profile` how long each part of it took.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_profiled(
+        &self,
+        ids: &Tensor,
+        cache: &mut KvCache,
+        profile: &Profile,
+    ) -> Result<Tensor> {
+        self.forward_timed(ids, cache, Timer::new(profile))
     }
 
     /// Logits `[B, L, V]` in F32 of every position of `ids [B, L]`, else as
@@ -142,7 +165,7 @@ impl CausalLm {
     /// # Errors
     /// Those of [`forward`](Self::forward).
     pub fn forward_all(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let hidden = self.hidden(ids, cache)?;
+        let hidden = self.hidden(ids, cache, Timer::OFF)?;
         self.logits(&hidden)
     }
 
@@ -210,8 +233,20 @@ impl CausalLm {
             .sum()
     }
 
+    fn forward_timed(
+        &self,
+        ids: &Tensor,
+        cache: &mut KvCache,
+        timer: Timer<'_>,
+    ) -> Result<Tensor> {
+        let hidden = self.hidden(ids, cache, timer)?;
+        let last = hidden.dim(1)? - 1;
+        let last = hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?;
+        timer.time(Part::LmHead, || self.logits(&last))
+    }
+
     /// Final hidden states `[B, L, H]`, after the last norm.
-    fn hidden(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+    fn hidden(&self, ids: &Tensor, cache: &mut KvCache, timer: Timer<'_>) -> Result<Tensor> {
         let (batch, len) = match *ids.dims() {
             [batch, len] if batch > 0 && len > 0 => (batch, len),
             _ => {
@@ -226,7 +261,7 @@ impl CausalLm {
         let offset = cache.len();
         let (cos, sin) = self.rotary.cos_sin(offset, len, self.dtype, &self.device)?;
         let mut plans = BTreeMap::new();
-        let mut x = self.embed_tokens.forward(ids)?;
+        let mut x = self.embed_tokens.forward(ids)?.to_dtype(self.dtype)?;
         for (layer, &window) in self.layers.iter().zip(&self.config.sliding_windows) {
             let plan = match plans.entry(window) {
                 std::collections::btree_map::Entry::Occupied(plan) => plan.into_mut(),
@@ -237,7 +272,7 @@ impl CausalLm {
             x = layer.forward(&x, (&cos, &sin), plan, cache)?;
         }
         cache.advance(len);
-        Ok(self.norm.forward(&x)?)
+        timer.time(Part::Norms, || Ok(self.norm.forward(&x)?))
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
@@ -247,11 +282,4 @@ impl CausalLm {
         };
         Ok(logits.to_dtype(DType::F32)?)
     }
-}
-
-/// Whether `{head}.weight` repeats the embedding. It is read once for this and let go.
-fn same_values(embeddings: &Tensor, head: &str, vb: &VarBuilder) -> Result<bool> {
-    let head = vb.pp(head).get(embeddings.shape(), "weight")?;
-    let differences = embeddings.ne(&head)?.to_dtype(DType::F32)?.sum_all()?;
-    Ok(differences.to_scalar::<f32>()? == 0.0)
 }

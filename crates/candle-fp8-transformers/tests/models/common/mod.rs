@@ -4,7 +4,7 @@ pub(crate) mod naive;
 
 use std::collections::HashMap;
 
-use candle_compressed_tensors::{CtLinear, LinearSource};
+use candle_compressed_tensors::{CtDenseLinear, CtLinear, LinearSource};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_fp8_transformers::{Architecture, CausalLm, ModelConfig};
 use candle_nn::VarBuilder;
@@ -17,7 +17,8 @@ pub(crate) struct Dense;
 
 impl LinearSource for Dense {
     fn linear_b(&self, i: usize, o: usize, bias: bool, vb: VarBuilder) -> Result<CtLinear> {
-        Ok(CtLinear::Dense(candle_nn::linear_b(i, o, bias, vb)?))
+        let linear = candle_nn::linear_b(i, o, bias, vb)?;
+        CtDenseLinear::new(linear.weight().clone(), linear.bias().cloned()).map(CtLinear::Dense)
     }
 }
 

@@ -1,8 +1,8 @@
-//! The linears of a model: FP8-resident, or dense where the checkpoint is.
+//! Linears whose weights stay in FP8.
 
 use candle_core::{Result, Tensor};
-use candle_fp8::{Input, Quantization, ScaleLayout, scaled_mm};
-use candle_nn::{Linear, Module, VarBuilder};
+use candle_fp8::{Input, Quantization, ScaleLayout, Weight, scaled_mm};
+use candle_nn::Module;
 
 /// A linear whose weight stays in FP8: `y = x · (weight · weight_scale)ᵀ + bias`, through one scaled-matmul op.
 ///
@@ -76,86 +76,47 @@ impl CtFp8Linear {
     pub fn activations(&self) -> Option<Quantization> {
         self.activations
     }
+
+    /// How `x` enters the op.
+    pub(super) fn input<'a>(&self, x: &'a Tensor) -> Input<'a> {
+        match self.activations {
+            Some(quantization) => Input::Quantize(x, quantization),
+            None => Input::Full(x),
+        }
+    }
+
+    /// What `x` is multiplied with.
+    pub(super) fn operand(&self) -> Weight<'_> {
+        Weight {
+            codes: &self.weight,
+            scale: &self.weight_scale,
+            layout: self.layout,
+            bias: self.bias.as_ref(),
+        }
+    }
+
+    /// Whether one pass over a quantized input serves both: equal K, equal quantization, sums over equal runs of K.
+    pub(super) fn shares_input(&self, other: &Self) -> bool {
+        let columns = |linear: &Self| linear.weight.dims().last().copied();
+        let run = |linear: &Self| match linear.layout {
+            ScaleLayout::Tensor | ScaleLayout::Channel => None,
+            ScaleLayout::Block { cols, .. } => Some(cols),
+        };
+        columns(self) == columns(other)
+            && run(self) == run(other)
+            // Static scales are positive and finite, or the op refuses them: equal ones have equal bits.
+            && self.activations == other.activations
+    }
 }
 
 impl Module for CtFp8Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let input = match self.activations {
-            Some(quantization) => Input::Quantize(x, quantization),
-            None => Input::Full(x),
-        };
         scaled_mm(
-            input,
+            self.input(x),
             &self.weight,
             &self.weight_scale,
             self.layout,
             self.bias.as_ref(),
         )
     }
-}
-
-/// A linear as the checkpoint stores it: FP8 or dense.
-#[derive(Debug, Clone)]
-pub enum CtLinear {
-    /// The weight stays in FP8.
-    Fp8(CtFp8Linear),
-    /// The checkpoint leaves the module dense, or it was dequantized while loading.
-    Dense(Linear),
-}
-
-impl CtLinear {
-    /// Whether the weight stays in FP8.
-    pub fn is_fp8(&self) -> bool {
-        matches!(self, Self::Fp8(_))
-    }
-
-    /// The weight `[out, in]`: E4M3 codes or dense values.
-    pub fn weight(&self) -> &Tensor {
-        match self {
-            Self::Fp8(linear) => linear.weight(),
-            Self::Dense(linear) => linear.weight(),
-        }
-    }
-
-    /// The bias `[out]`.
-    pub fn bias(&self) -> Option<&Tensor> {
-        match self {
-            Self::Fp8(linear) => linear.bias(),
-            Self::Dense(linear) => linear.bias(),
-        }
-    }
-
-    /// Bytes of the weight and its scale.
-    pub fn weight_bytes(&self) -> u64 {
-        let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
-        match self {
-            Self::Fp8(linear) => bytes(linear.weight()) + bytes(linear.weight_scale()),
-            Self::Dense(linear) => bytes(linear.weight()),
-        }
-    }
-}
-
-impl Module for CtLinear {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Fp8(linear) => linear.forward(x),
-            Self::Dense(linear) => linear.forward(x),
-        }
-    }
-}
-
-/// Where a model gets its linears from: a checkpoint's quantizer, or made-up weights in a benchmark.
-pub trait LinearSource {
-    /// The linear `[out_dim, in_dim]` whose tensors are `weight`, `bias`, … under the prefix of `vb`; with a bias if
-    /// `bias`. Dense tensors get the dtype and device of `vb`.
-    ///
-    /// # Errors
-    /// A tensor is missing or has another shape.
-    fn linear_b(
-        &self,
-        in_dim: usize,
-        out_dim: usize,
-        bias: bool,
-        vb: VarBuilder,
-    ) -> Result<CtLinear>;
 }

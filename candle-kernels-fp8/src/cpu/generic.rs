@@ -54,6 +54,8 @@ impl Isa for Generic {
         self.tile(rows, a, panel, sums);
     }
 
+    fn prefetch<T>(self, _: *const T) {}
+
     fn multiply(self, rounds: usize) -> u64 {
         let mut sums = [[0f32; FEATURES]; ROWS];
         let (a, b) = std::hint::black_box(([1e-3f32; ROWS], [1e-3f32; FEATURES]));

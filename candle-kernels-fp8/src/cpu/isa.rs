@@ -47,6 +47,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// As [`tile`](Self::tile) with f32 operands (`DEPTH` 1).
     fn tile_f32(self, rows: usize, a: &[f32], panel: &[f32], sums: &mut [f32]);
 
+    /// Asks for the cache line of an address, which need not be valid.
+    fn prefetch<T>(self, address: *const T);
+
     /// Floating-point operations of `rounds` rounds of the multiply-add of [`tile`](Self::tile) on registers alone.
     fn multiply(self, rounds: usize) -> u64;
 }
@@ -111,6 +114,19 @@ pub(crate) struct Block<'a, W> {
 }
 
 impl<W> Block<'_, W> {
+    /// Asks for all of the block.
+    #[inline(always)]
+    pub(crate) fn prefetch<I: Isa>(&self, isa: I) {
+        for feature in 0..self.features {
+            let row = self.weights.as_ptr().wrapping_add(feature * self.stride);
+            // Rows need not start where a line does: the last one is asked for apart.
+            for at in (0..self.len).step_by(64 / size_of::<W>()) {
+                isa.prefetch(row.wrapping_add(at));
+            }
+            isa.prefetch(row.wrapping_add(self.len - 1));
+        }
+    }
+
     /// Panics unless the block lies in its weight and fills the panel.
     pub(crate) fn check<O>(&self, features: usize, depth: usize, panel: &[O]) {
         assert!((1..=features).contains(&self.features) && self.len > 0);

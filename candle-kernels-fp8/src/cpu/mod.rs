@@ -4,6 +4,7 @@
 //! `x86_64/`, `aarch64/` have the same functions, and [`InstructionSet::best`] picks one while the program runs. All
 //! other loops are portable Rust, compiled once for each instruction set.
 
+mod aligned;
 mod dense_mm;
 mod dequantize;
 mod generic;

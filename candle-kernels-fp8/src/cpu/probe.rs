@@ -32,14 +32,7 @@ impl Job for Sum<'_> {
 
     #[inline(always)]
     fn run(self) -> u64 {
-        let mut lanes = [0u64; 32];
-        let (chunks, rest) = self.0.as_chunks::<32>();
-        for chunk in chunks {
-            for (lane, word) in lanes.iter_mut().zip(chunk) {
-                *lane = lane.wrapping_add(*word);
-            }
-        }
-        lanes.iter().chain(rest).fold(0, |a, b| a.wrapping_add(*b))
+        self.0.iter().fold(0, |sum, word| sum.wrapping_add(*word))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::rows::Rows;
 use super::tasks::share;
 use super::{Format, Product, Run, runs};
+use crate::cpu::aligned::Aligned;
 use crate::cpu::isa::{Isa, Job, Strip};
 use std::marker::PhantomData;
 
@@ -10,7 +11,7 @@ use std::marker::PhantomData;
 pub(super) const MOST: usize = 8;
 
 /// Rows of operands that a widened weight is multiplied with before the next is read.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
 
 /// Bytes of weights of a task: enough to be worth handing out, few enough to share evenly and to stay in a core's
 /// second cache when there are more rows than go at once.
@@ -61,14 +62,14 @@ struct Operands<'a, I> {
 }
 
 impl<I: Isa> Job for Operands<'_, I> {
-    type Output = Vec<I::Operand>;
+    type Output = Aligned<I::Operand>;
 
     #[inline(always)]
-    fn run(self) -> Vec<I::Operand> {
+    fn run(self) -> Aligned<I::Operand> {
         let Self { rows, runs, .. } = self;
         let padded = |run: &Run| run.range.len().next_multiple_of(I::CHUNK);
         let stride = runs.iter().map(padded).sum();
-        let mut operands = vec![I::Operand::default(); rows.count() * stride];
+        let mut operands = Aligned::filled(I::Operand::default(), rows.count() * stride);
         if let [_] = runs {
             for (row, out) in operands.chunks_exact_mut(stride).enumerate() {
                 rows.write(row, &mut out[..rows.k()]);
@@ -152,6 +153,10 @@ impl<I: Isa> Strips<'_, I> {
                 1 => F::dot::<I, 1>(self.isa, &strip, sums),
                 2 => F::dot::<I, 2>(self.isa, &strip, sums),
                 3 => F::dot::<I, 3>(self.isa, &strip, sums),
+                4 => F::dot::<I, 4>(self.isa, &strip, sums),
+                5 => F::dot::<I, 5>(self.isa, &strip, sums),
+                6 => F::dot::<I, 6>(self.isa, &strip, sums),
+                7 => F::dot::<I, 7>(self.isa, &strip, sums),
                 _ => F::dot::<I, AT_ONCE>(self.isa, &strip, sums),
             }
             for (totals, sums) in totals.chunks_exact_mut(m).zip(sums.chunks_exact(at_once)) {

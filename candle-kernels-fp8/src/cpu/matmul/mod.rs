@@ -208,11 +208,13 @@ impl Out {
         unsafe { (*self.0.add(at)).write(value) };
     }
 
+    /// `len` elements from `at` on.
+    ///
     /// # Safety
-    /// `at` is inside, was written, and no other thread touches it.
+    /// They are inside, and no other thread touches them as long as the slice lives.
     #[inline(always)]
-    unsafe fn add(self, at: usize, value: f32) {
+    unsafe fn row<'a>(self, at: usize, len: usize) -> &'a mut [MaybeUninit<f32>] {
         // SAFETY: as the caller says.
-        unsafe { *(*self.0.add(at)).assume_init_mut() += value };
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(at), len) }
     }
 }

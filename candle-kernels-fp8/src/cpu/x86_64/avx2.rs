@@ -111,6 +111,12 @@ impl Isa for Avx2 {
         self.tile(rows, a, panel, sums);
     }
 
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        // SAFETY: every x86-64 has it, for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+
     fn multiply(self, rounds: usize) -> u64 {
         // SAFETY: `self` proves that the processor has the features.
         unsafe { multiply(rounds) }

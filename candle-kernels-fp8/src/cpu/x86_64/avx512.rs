@@ -121,6 +121,12 @@ impl Isa for Avx512 {
         });
     }
 
+    #[inline(always)]
+    fn prefetch<T>(self, address: *const T) {
+        // SAFETY: every x86-64 has it, for any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
+    }
+
     fn multiply(self, rounds: usize) -> u64 {
         // SAFETY: `self` proves that the processor has the features.
         unsafe { multiply(rounds) }
@@ -319,6 +325,8 @@ fn as_bf16(bits: __m512i) -> __m512bh {
 fn dot_rows<const M: usize, S: Source>(strip: &Strip<'_, S::Weight, u16>, out: &mut [f32]) {
     let rows = strip.rows(M, CHUNK, out);
     let tables = S::tables();
+    // Chunks that have sums of their own: additions to one sum wait for each other.
+    let ways = if M <= 4 { 2 } else { 1 };
     let mut scales = strip.scales.as_ptr();
     for row in 0..rows {
         let mut totals = [_mm512_setzero_ps(); M];
@@ -328,45 +336,38 @@ fn dot_rows<const M: usize, S: Source>(strip: &Strip<'_, S::Weight, u16>, out: &
             // SAFETY: `Strip::rows` checked that all weights, operands and scales of the runs exist. Prefetching needs
             // no valid address.
             unsafe {
-                let mut sums = [[_mm512_setzero_ps(); 2]; M];
-                let mut more = [[_mm512_setzero_ps(); 2]; M];
+                let mut sums = [[[_mm512_setzero_ps(); 2]; 2]; M];
                 let operand = |x: *const u16, m: usize, half: usize| {
                     as_bf16(_mm512_loadu_si512(
                         x.add(m * strip.stride + 32 * half).cast(),
                     ))
                 };
-                // Two chunks at a time, each with sums of its own: one chunk's additions wait for each other.
-                for _ in 0..run / (2 * CHUNK) {
-                    _mm_prefetch::<_MM_HINT_T0>(w.cast::<i8>().wrapping_add(AHEAD));
-                    _mm_prefetch::<_MM_HINT_T0>(w.cast::<i8>().wrapping_add(AHEAD + 64));
-                    if size_of::<S::Weight>() == 2 {
-                        _mm_prefetch::<_MM_HINT_T0>(w.cast::<i8>().wrapping_add(AHEAD + 128));
-                        _mm_prefetch::<_MM_HINT_T0>(w.cast::<i8>().wrapping_add(AHEAD + 192));
+                for _ in 0..run / (ways * CHUNK) {
+                    for line in 0..ways * size_of::<S::Weight>() {
+                        let ahead = w.cast::<i8>().wrapping_add(AHEAD + 64 * line);
+                        _mm_prefetch::<_MM_HINT_T0>(ahead);
                     }
-                    let a = S::load_all(&tables, w);
-                    let b = S::load_all(&tables, w.add(CHUNK));
-                    for m in 0..M {
-                        for half in 0..2 {
-                            sums[m][half] =
-                                _mm512_dpbf16_ps(sums[m][half], a[half], operand(x, m, half));
-                            more[m][half] = _mm512_dpbf16_ps(
-                                more[m][half],
-                                b[half],
-                                operand(x.add(CHUNK), m, half),
-                            );
+                    for way in 0..ways {
+                        let values = S::load_all(&tables, w.add(way * CHUNK));
+                        for m in 0..M {
+                            for half in 0..2 {
+                                let x = operand(x.add(way * CHUNK), m, half);
+                                sums[m][way][half] =
+                                    _mm512_dpbf16_ps(sums[m][way][half], values[half], x);
+                            }
                         }
                     }
-                    w = w.add(2 * CHUNK);
-                    x = x.add(2 * CHUNK);
+                    w = w.add(ways * CHUNK);
+                    x = x.add(ways * CHUNK);
                 }
-                let mut rest = run % (2 * CHUNK);
+                let mut rest = run % (ways * CHUNK);
                 while rest > 0 {
                     let len = rest.min(CHUNK);
-                    let a = S::load(&tables, w, u64::MAX >> (CHUNK - len));
+                    let values = S::load(&tables, w, u64::MAX >> (CHUNK - len));
                     for m in 0..M {
                         for half in 0..2 {
-                            sums[m][half] =
-                                _mm512_dpbf16_ps(sums[m][half], a[half], operand(x, m, half));
+                            let x = operand(x, m, half);
+                            sums[m][0][half] = _mm512_dpbf16_ps(sums[m][0][half], values[half], x);
                         }
                     }
                     w = w.add(len);
@@ -374,11 +375,9 @@ fn dot_rows<const M: usize, S: Source>(strip: &Strip<'_, S::Weight, u16>, out: &
                     rest -= len;
                 }
                 for m in 0..M {
-                    let sum = _mm512_add_ps(
-                        _mm512_add_ps(sums[m][0], sums[m][1]),
-                        _mm512_add_ps(more[m][0], more[m][1]),
-                    );
-                    totals[m] = _mm512_fmadd_ps(sum, _mm512_set1_ps(*scales.add(m)), totals[m]);
+                    let [a, b] = sums[m].map(|[a, b]| _mm512_add_ps(a, b));
+                    let scale = _mm512_set1_ps(*scales.add(m));
+                    totals[m] = _mm512_fmadd_ps(_mm512_add_ps(a, b), scale, totals[m]);
                 }
                 scales = scales.add(M);
             }
@@ -399,20 +398,31 @@ fn pack<S: Source>(block: &Block<'_, S::Weight>, panel: &mut [u16]) {
         let first = half * 16;
         for start in (0..block.len).step_by(step) {
             let len = step.min(block.len - start);
-            let bytes = u64::MAX >> (64 - len * size_of::<S::Weight>());
             let mut rows = [_mm512_setzero_si512(); 16];
-            for (row, vector) in (first..block.features.min(first + 16)).zip(&mut rows) {
-                let from = &block.weights[row * block.stride + start..][..len];
-                // SAFETY: the mask selects the bytes of `from`.
-                *vector = unsafe { _mm512_maskz_loadu_epi8(bytes, from.as_ptr().cast()) };
+            if len == step && block.features >= first + 16 {
+                let from = block.weights[first * block.stride + start..].as_ptr();
+                for (row, vector) in rows.iter_mut().enumerate() {
+                    // SAFETY: `Block::check` checked that the block has these rows, and it has `step` from here.
+                    *vector = unsafe { _mm512_loadu_si512(from.add(row * block.stride).cast()) };
+                }
+            } else {
+                let bytes = u64::MAX >> (64 - len * size_of::<S::Weight>());
+                for (row, vector) in (first..block.features.min(first + 16)).zip(&mut rows) {
+                    let from = &block.weights[row * block.stride + start..][..len];
+                    // SAFETY: the mask selects the bytes of `from`.
+                    *vector = unsafe { _mm512_maskz_loadu_epi8(bytes, from.as_ptr().cast()) };
+                }
             }
             transpose(&mut rows);
-            let groups = panel[start * FEATURES..].chunks_exact_mut(2 * FEATURES);
-            for (pair, group) in groups.take(len.div_ceil(2)).enumerate() {
-                // SAFETY: this function has the features; a group has 2 · 32 elements, and 32 from `first` on.
-                unsafe {
-                    let pairs = S::pairs(&tables, rows[pair / S::PAIRS])[pair % S::PAIRS];
-                    _mm512_storeu_si512(group[2 * first..][..32].as_mut_ptr().cast(), pairs);
+            // Pairs of all 32 features, of which 16 are written here.
+            let mut groups = panel[start * FEATURES..].chunks_exact_mut(2 * FEATURES);
+            for row in rows {
+                // SAFETY: this function has the features.
+                let pairs = unsafe { S::pairs(&tables, row) };
+                for (pairs, group) in pairs.into_iter().take(S::PAIRS).zip(groups.by_ref()) {
+                    let group: &mut [u16] = &mut group[2 * first..][..32];
+                    // SAFETY: 32 elements.
+                    unsafe { _mm512_storeu_si512(group.as_mut_ptr().cast(), pairs) };
                 }
             }
         }

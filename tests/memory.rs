@@ -11,8 +11,9 @@ use std::{
 
 use candle_compressed_tensors::{Checkpoint, LoadOptions, QuantizerCompressedTensors};
 use candle_core::{DType, Device, Tensor};
+use candle_fp8_transformers::{CausalLm, ModelConfig};
 use candle_nn::Module;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Counts live bytes, and the most there have been.
 struct Counting;
@@ -57,38 +58,49 @@ const EXPERTS: usize = 16;
 /// Names, shapes, errors, a thread's scratch rows: what does not grow with the weights.
 const SMALL: usize = 256 * 1024;
 
-/// One linear with a bias, an embedding, and a layer of experts.
-fn checkpoint() -> Checkpoint {
-    let dir = support::scratch("memory");
-    let config = json!({ "num_experts": EXPERTS, "quantization_config": {
-        "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["embed_tokens"],
+type Tensors = std::collections::HashMap<String, Tensor>;
+
+fn quantization(ignore: &[&str]) -> Value {
+    json!({
+        "quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ignore,
         "config_groups": { "group_0": {
             "targets": ["Linear"],
             "weights": { "num_bits": 8, "type": "float", "strategy": "channel" },
             "input_activations": { "num_bits": 8, "type": "float", "strategy": "token", "dynamic": true },
-        } } } });
+        } } })
+}
+
+fn fp8(tensors: &mut Tensors, name: &str, shape: (usize, usize)) {
+    let values = Tensor::rand(-1f32, 1., shape, &Device::Cpu).unwrap();
+    let codes = values.to_dtype(DType::F8E4M3).unwrap();
+    tensors.insert(format!("{name}.weight"), codes);
+    tensors.insert(format!("{name}.weight_scale"), bf16(&[shape.0, 1]));
+}
+
+fn bf16(shape: &[usize]) -> Tensor {
+    Tensor::ones(shape, DType::BF16, &Device::Cpu).unwrap()
+}
+
+/// One linear with a bias, an embedding, and a layer of experts.
+fn checkpoint() -> Checkpoint {
+    let dir = support::scratch("memory");
+    let config = json!({
+        "num_experts": EXPERTS,
+        "quantization_config": quantization(&["embed_tokens"]),
+    });
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    let mut tensors = std::collections::HashMap::new();
-    let mut fp8 = |name: &str, n: usize, k: usize| {
-        let values = Tensor::rand(-1f32, 1., (n, k), &Device::Cpu).unwrap();
-        tensors.insert(
-            format!("{name}.weight"),
-            values.to_dtype(DType::F8E4M3).unwrap(),
-        );
-        let scale = Tensor::ones((n, 1), DType::BF16, &Device::Cpu).unwrap();
-        tensors.insert(format!("{name}.weight_scale"), scale);
-    };
-    fp8("proj", N, K);
+    let mut tensors = Tensors::new();
+    fp8(&mut tensors, "proj", (N, K));
     for expert in 0..EXPERTS {
         for (projection, n, k) in [
             ("gate_proj", 128, 512),
             ("up_proj", 128, 512),
             ("down_proj", 512, 128),
         ] {
-            fp8(&format!("mlp.experts.{expert}.{projection}"), n, k);
+            let name = format!("mlp.experts.{expert}.{projection}");
+            fp8(&mut tensors, &name, (n, k));
         }
     }
-    let bf16 = |shape: &[usize]| Tensor::ones(shape, DType::BF16, &Device::Cpu).unwrap();
     tensors.insert("proj.bias".into(), bf16(&[N]));
     tensors.insert("embed_tokens.weight".into(), bf16(&[N, K]));
     candle_core::safetensors::save(&tensors, dir.join("model.safetensors")).unwrap();
@@ -97,6 +109,15 @@ fn checkpoint() -> Checkpoint {
 
 /// One test: the counters are the process's, and tests run side by side.
 #[test]
+fn loading_owns_everything_once() {
+    tensors_are_owned_once();
+    for head in [Head::Own, Head::Repeated, Head::Left] {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            models_are_owned_once(head, dtype);
+        }
+    }
+}
+
 fn tensors_are_owned_once() {
     let ((checkpoint, quantizer), kept, _) = measured(|| {
         let checkpoint = checkpoint();
@@ -156,5 +177,85 @@ fn tensors_are_owned_once() {
     assert!(
         peak <= bytes + 2 * bytes / EXPERTS + SMALL,
         "merging experts peaks at {peak} bytes for {bytes}"
+    );
+}
+
+/// The output projection of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Head {
+    /// Not the embedding.
+    Own,
+    /// The embedding once more, which the config says.
+    Repeated,
+    /// Not there: the embedding, as the config says.
+    Left,
+}
+
+const VOCABULARY: usize = 4096;
+const HIDDEN: usize = 256;
+const INNER: usize = 512;
+const LAYERS: usize = 2;
+
+/// Embedding and head, most of the weights here, in BF16; linears in FP8.
+fn model_checkpoint(head: Head) -> Checkpoint {
+    let dir = support::scratch(&format!("memory-model-{head:?}"));
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": head != Head::Own,
+        "quantization_config": quantization(&["lm_head"]),
+    });
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = Tensors::new();
+    for layer in 0..LAYERS {
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        for linear in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            let name = name(&format!("self_attn.{linear}"));
+            fp8(&mut tensors, &name, (HIDDEN, HIDDEN));
+        }
+        fp8(&mut tensors, &name("mlp.gate_proj"), (INNER, HIDDEN));
+        fp8(&mut tensors, &name("mlp.up_proj"), (INNER, HIDDEN));
+        fp8(&mut tensors, &name("mlp.down_proj"), (HIDDEN, INNER));
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            tensors.insert(name(&format!("{norm}.weight")), bf16(&[HIDDEN]));
+        }
+    }
+    tensors.insert("model.norm.weight".into(), bf16(&[HIDDEN]));
+    let random = || Tensor::randn(0f32, 1., (VOCABULARY, HIDDEN), &Device::Cpu).unwrap();
+    let embedding = random().to_dtype(DType::BF16).unwrap();
+    let head = match head {
+        Head::Own => Some(random().to_dtype(DType::BF16).unwrap()),
+        Head::Repeated => Some(embedding.clone()),
+        Head::Left => None,
+    };
+    tensors.insert("model.embed_tokens.weight".into(), embedding);
+    tensors.extend(head.map(|head| ("lm_head.weight".into(), head)));
+    candle_core::safetensors::save(&tensors, dir.join("model.safetensors")).unwrap();
+    Checkpoint::open(&dir).unwrap()
+}
+
+/// Matrices as they are stored, in whatever dtype the model computes; while it loads, 5% beside them at most.
+fn models_are_owned_once(head: Head, dtype: DType) {
+    let checkpoint = model_checkpoint(head);
+    let quantizer = QuantizerCompressedTensors::new(&checkpoint, LoadOptions::default()).unwrap();
+    let config = ModelConfig::from_json(checkpoint.config()).unwrap();
+    let vb = quantizer.var_builder(dtype, &Device::Cpu).unwrap();
+    let (model, kept, peak) = measured(|| CausalLm::load(&config, &quantizer, vb).unwrap());
+
+    let matrices = match head {
+        Head::Own => 2,
+        Head::Repeated | Head::Left => 1,
+    };
+    let codes = 4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER;
+    let scales = 5 * HIDDEN + 2 * INNER;
+    let norms = (2 * LAYERS + 1) * HIDDEN;
+    let weights = 2 * matrices * VOCABULARY * HIDDEN
+        + LAYERS * (codes + 4 * scales)
+        + norms * dtype.size_in_bytes();
+    assert_eq!(model.weight_bytes(), weights, "{head:?} in {dtype:?}");
+    assert!(
+        kept >= weights && peak <= weights + weights / 20,
+        "{head:?} in {dtype:?}: {weights} bytes of weights, {kept} are kept, loading peaks at {peak}"
     );
 }

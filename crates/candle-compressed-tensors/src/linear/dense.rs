@@ -8,7 +8,7 @@ use candle_nn::{Linear, Module};
 ///
 /// On the CPU a BF16 weight stays BF16, two bytes a parameter, whatever dtype `x` has: it is read as it lies, through
 /// [`dense_mm`], and `y` has the dtype of `x`. Any other weight is multiplied by Candle, which wants `x` and `bias` in
-/// the weight's dtype.
+/// the weight's dtype. Gradients pass to `x`, weight and bias on both ways.
 ///
 /// ```
 /// use candle_compressed_tensors::CtDenseLinear;
@@ -58,12 +58,6 @@ impl CtDenseLinear {
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
-
-    /// Candle's product of the weight and the bias in `dtype`. A cast to the dtype that they have is none.
-    fn by_candle(&self, x: &Tensor, dtype: DType) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(|bias| bias.to_dtype(dtype));
-        Linear::new(self.weight.to_dtype(dtype)?, bias.transpose()?).forward(&x.to_dtype(dtype)?)
-    }
 }
 
 impl Module for CtDenseLinear {
@@ -71,15 +65,10 @@ impl Module for CtDenseLinear {
         let served = self.weight.dtype() == DType::BF16
             && self.weight.device().is_cpu()
             && self.weight.is_contiguous();
-        if !served {
-            return Linear::new(self.weight.clone(), self.bias.clone()).forward(x);
+        match served {
+            // Differentiable, as Candle's product is: a dense linear is one to train through.
+            true => dense_mm(x, &self.weight, self.bias.as_ref()),
+            false => Linear::new(self.weight.clone(), self.bias.clone()).forward(x),
         }
-        // dense_mm has no backward pass, and a dense linear is one to train through. Casts and Candle's matmul are
-        // differentiable: what a gradient has to pass costs a copy of the weight in f32 for each forward.
-        let tracked = |tensor: &Tensor| tensor.track_op();
-        if tracked(x) || tracked(&self.weight) || self.bias.as_ref().is_some_and(tracked) {
-            return self.by_candle(x, DType::F32)?.to_dtype(x.dtype());
-        }
-        dense_mm(x, &self.weight, self.bias.as_ref())
     }
 }

@@ -1,45 +1,10 @@
 //! Codes and scales back to dense weights, in the arithmetic of compressed-tensors: the code, which every float type
 //! holds exactly, times the scale, rounded in the scale's type; then a cast.
 
+use super::element::Element;
 use super::rows_per_task;
 use crate::{ScaleLayout, e4m3};
-use half::{bf16, f16};
 use rayon::prelude::*;
-
-/// A float type of weights and scales.
-pub trait Element: Copy + Send + Sync {
-    /// Rounds to nearest, ties to even.
-    fn from_f32(value: f32) -> Self;
-    /// Exact.
-    fn to_f32(self) -> f32;
-}
-
-impl Element for f32 {
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
-
-impl Element for f16 {
-    fn from_f32(value: f32) -> Self {
-        f16::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        f16::to_f32(self)
-    }
-}
-
-impl Element for bf16 {
-    fn from_f32(value: f32) -> Self {
-        bf16::from_f32(value)
-    }
-    fn to_f32(self) -> f32 {
-        bf16::to_f32(self)
-    }
-}
 
 /// Dequantizes codes, rows of `k`, into `out`: `S(code · scale)` as a `T`.
 ///

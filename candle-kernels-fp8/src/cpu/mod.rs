@@ -5,25 +5,39 @@
 //! other loops are portable Rust, compiled once for each instruction set.
 
 mod aligned;
+mod attention;
 mod dense_mm;
 mod dequantize;
+mod element;
+mod exp;
 mod generic;
 mod isa;
+mod lanes;
 mod matmul;
 pub mod probe;
 mod quantize;
 mod quantize_weight;
+mod rms_norm;
+mod rope;
 mod scaled_mm;
+mod silu_mul;
+#[cfg(test)]
+mod testing;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+pub use attention::{Attention, Heads, attention};
 pub use dense_mm::dense_mm;
-pub use dequantize::{Element, dequantize};
+pub use dequantize::dequantize;
+pub use element::Element;
 pub use generic::Generic;
 pub use isa::InstructionSet;
 pub use quantize::{fake_quantize, quantize_groups, quantize_static, quantize_tensor};
 pub use quantize_weight::{quantize_weight, weight_amax};
+pub use rms_norm::{add_rms_norm, rms_norm};
+pub use rope::rope;
 pub use scaled_mm::{Activations, ScaledMm, Scaling, Weight, scaled_mm};
+pub use silu_mul::silu_mul;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{Avx2, Avx512};
 

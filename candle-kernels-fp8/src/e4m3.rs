@@ -48,24 +48,27 @@ pub(crate) const fn widen(code: u8) -> f32 {
 #[inline(always)]
 pub fn encode(value: f32) -> u8 {
     let bits = value.to_bits();
-    let sign = ((bits >> 24) & 0x80) as u8;
+    let sign = (bits >> 24) & 0x80;
     let magnitude = bits & 0x7fff_ffff;
-    if magnitude > f32::INFINITY.to_bits() {
-        return sign | 0x7f;
-    }
-    let magnitude = magnitude.min(MAX.to_bits());
+    let clamped = magnitude.min(MAX.to_bits());
     // Below 2^-6 codes are multiples of 2^-9, which is what adding 2^14 rounds an f32 to, ties to even.
     const SHIFT: f32 = 16384.0;
-    let subnormal = (f32::from_bits(magnitude) + SHIFT).to_bits() - SHIFT.to_bits();
+    let subnormal = (f32::from_bits(clamped) + SHIFT).to_bits() - SHIFT.to_bits();
     // From there on, 3 of the 23 mantissa bits stay. A carry out of the mantissa raises the exponent, as it should.
-    let rounded = magnitude + 0x7_ffff + ((magnitude >> 20) & 1);
+    let rounded = clamped + 0x7_ffff + ((clamped >> 20) & 1);
     let normal = (rounded >> 20).wrapping_sub(120 << 3);
-    let code = if magnitude < 0x3c80_0000 {
+    // Chosen without branches, so that loops over this become vector instructions.
+    let code = if clamped < 0x3c80_0000 {
         subnormal
     } else {
         normal
     };
-    sign | code as u8
+    let code = if magnitude > f32::INFINITY.to_bits() {
+        0x7f
+    } else {
+        code
+    };
+    (sign | code) as u8
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use candle_compressed_tensors::{
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_fp8_transformers::{CausalLm, ModelConfig};
 use candle_nn::{Module, VarBuilder};
-use support::{Fixture, Mode, bound::largest, fixture, loadable, logits, max_difference, rows};
+use support::{
+    Fixture, Mode, bound::largest, changed, fixture, loadable, logits, max_difference, rows,
+};
 
 /// Dense weights in the dtype that the model computes in, as they were read from the file.
 struct Widened(QuantizerCompressedTensors);
@@ -144,6 +146,34 @@ fn models_compute_what_their_widened_copies_would() {
         let expected = logits(&widened, &ids);
         let error = max_difference(&logits(&resident, &ids), &expected);
         assert!(error <= 1e-5 * largest(&expected), "{name}: {error}");
+    }
+}
+
+/// The config says tied, and the file has an `lm_head.weight` all the same.
+#[test]
+fn a_head_that_repeats_the_embedding_is_not_loaded() {
+    for (what, change) in [("equal", 0u8), ("different", 1)] {
+        let dir = changed(
+            "llama-channel-token",
+            &format!("dense-head-{what}"),
+            |tensors, config| {
+                config["tie_word_embeddings"] = true.into();
+                let mut head = tensors["model.embed_tokens.weight"].clone();
+                *head.bytes.last_mut().unwrap() ^= change;
+                tensors.insert("lm_head.weight".into(), head);
+            },
+        );
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        let quantizer =
+            QuantizerCompressedTensors::new(&checkpoint, Mode::AsCheckpoint.options()).unwrap();
+        let vb = || quantizer.var_builder(DType::F32, &Device::Cpu).unwrap();
+        // Under names that the file does not have, values are compared instead of bytes.
+        let renamed = vb().rename_f(|name| name.trim_start_matches("outer.").to_string());
+        for vb in [vb(), renamed.pp("outer")] {
+            let model = load(&checkpoint, &quantizer, vb);
+            let own = model.linears().any(|(name, _)| name.ends_with("lm_head"));
+            assert_eq!(own, change == 1, "{what}");
+        }
     }
 }
 

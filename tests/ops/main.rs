@@ -7,7 +7,6 @@ mod autograd;
 mod cases;
 mod codes;
 mod dequantize;
-mod instruction_sets;
 mod properties;
 mod quantize;
 mod quantize_weight;

@@ -4,6 +4,8 @@
 //! for one division or product of f32 values that is the correctly rounded one.
 #![allow(dead_code)] // Each test binary uses its own part.
 
+pub(crate) mod cases;
+
 /// The value of an E4M3 code: sign, 4 exponent bits with bias 7, 3 mantissa bits; `S.1111.111` is NaN.
 pub(crate) fn decode(code: u8) -> f64 {
     let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
@@ -23,14 +25,14 @@ pub(crate) fn encode(value: f64) -> u8 {
         return sign | 0x7f;
     }
     let value = value.abs().min(448.0);
-    let distance = |code: u8| (decode(code) - value).abs();
-    let mut best = 0u8;
+    let mut best = (value, 0u8);
     for code in 1..0x7f {
-        if distance(code) < distance(best) || (distance(code) == distance(best) && code & 1 == 0) {
-            best = code;
+        let distance = (decode(code) - value).abs();
+        if distance < best.0 || (distance == best.0 && code & 1 == 0) {
+            best = (distance, code);
         }
     }
-    sign | best
+    sign | best.1
 }
 
 /// A binary float type, for rounding to it.

@@ -1,8 +1,14 @@
 //! Times prompts and decode steps of a model of random FP8 weights: no checkpoint is needed.
 
+mod args;
+mod exact;
 mod fill;
+mod linears;
+mod machine;
 mod measure;
 mod memory;
+mod peer;
+mod profile;
 mod random;
 mod report;
 mod shape;
@@ -14,84 +20,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
-use candle_fp8_examples::{DeviceArgs, cli, units};
+use candle_fp8_examples::{cli, units};
 use candle_fp8_transformers::CausalLm;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use memory::Largest;
+use args::Args;
+use machine::Machine;
+use memory::{Largest, Need};
+use peer::{Peer, StockLlama};
 use random::RandomWeights;
-use report::Report;
-use shape::Shape;
-
-/// Times a model of random FP8 weights: no checkpoint is needed.
-///
-/// Linears are FP8 with a scale for each output channel, and their inputs are quantized for each token, as in an
-/// FP8-dynamic checkpoint. As there, embedding, norms, router and lm_head are dense; so are merged experts.
-#[derive(Parser, Debug)]
-#[command(version, after_help = METHOD)]
-struct Args {
-    /// Dimensions of the model.
-    #[arg(long, value_enum, default_value_t = Shape::Llama1b)]
-    shape: Shape,
-
-    /// Take only the first N layers. [default: all]
-    #[arg(long, value_name = "N")]
-    layers: Option<usize>,
-
-    /// Lengths of prompts, one sequence each; 0 for none.
-    #[arg(
-        long,
-        value_name = "TOKENS",
-        value_delimiter = ',',
-        default_value = "512,2048"
-    )]
-    prefill: Vec<usize>,
-
-    /// Decode steps of each run; 0 for none.
-    #[arg(long, value_name = "TOKENS", default_value_t = 64)]
-    decode: usize,
-
-    /// Positions in the cache of each sequence when decoding starts.
-    #[arg(
-        long,
-        value_name = "TOKENS",
-        value_delimiter = ',',
-        default_value = "128"
-    )]
-    context: Vec<usize>,
-
-    /// Sequences that are decoded together.
-    #[arg(
-        long,
-        value_name = "SEQUENCES",
-        value_delimiter = ',',
-        default_value = "1,8"
-    )]
-    batch: Vec<usize>,
-
-    /// Print one JSON object on stdout.
-    #[arg(long)]
-    json: bool,
-
-    #[command(flatten)]
-    device: DeviceArgs,
-}
-
-/// What the numbers mean.
-const METHOD: &str = "\
-What is measured:
-  prefill    One prompt of random tokens, from the token ids to the token sampled after it. The median of 3 runs,
-             or of fewer when they take more than 5 s; a short prompt warms up.
-  decode     Greedy steps of all sequences together, after --context random positions and one step to warm up.
-  tokens/s   Of all sequences together. Sampling (argmax) and the read-back of the token are inside the time.
-  bytes a token
-             What a decode step has to read, divided by the sequences, in the mean over the steps: every weight and
-             scale once; of the embedding one row a sequence; keys and values of every position, the new one included.
-             Of E experts, those that are touched: k for one sequence; for a batch the mean when every token takes k
-             at random, E·(1 - (1 - k/E)^batch) (computed, not counted).
-  GB/s       tokens/s × bytes a token, in 10^9 bytes a second.
-Logits are checked to be finite in every step; if they are not, the run fails.";
+use report::{Decode, Model, PeerRate, Prefill, Report};
+use traffic::Traffic;
 
 fn main() -> ExitCode {
     cli::run(run)
@@ -99,34 +39,13 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let args = Args::parse();
-    ensure!(
-        args.batch
-            .iter()
-            .chain(&args.context)
-            .all(|&number| number > 0),
-        "--batch and --context: expected numbers of at least 1"
-    );
+    args.check()?;
     let device = args.device.device()?;
     let dtype = args.device.dtype(&device);
-    let layers = args.layers.unwrap_or(args.shape.layers());
-    let model = make(&args, layers, dtype, &device)?;
-
-    let mut report = Report::new(args.shape, layers, &device, dtype, model.weight_bytes());
-    for &tokens in args.prefill.iter().filter(|&&tokens| tokens > 0) {
-        cli::note(format_args!("prefill: {tokens} tokens"));
-        report.prefill.push(measure::prefill(&model, tokens)?);
-    }
-    if args.decode > 0 {
-        for &context in &args.context {
-            for &batch in &args.batch {
-                let steps = units::plural(args.decode, "step");
-                cli::note(format_args!(
-                    "decode: {steps} of {batch}, context {context}"
-                ));
-                let run = measure::decode(&model, batch, context, args.decode);
-                report.decode.push(run?);
-            }
-        }
+    let mut report = Report::new(args.shape, &device, dtype);
+    match args.linears {
+        true => time_linears(&args, dtype, &device, &mut report)?,
+        false => time_model(&args, dtype, &device, &mut report)?,
     }
     let text = match args.json {
         true => serde_json::to_string(&report)? + "\n",
@@ -135,8 +54,104 @@ fn run() -> Result<()> {
     Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
 }
 
-/// The model, if there is memory for it and for the largest of its runs.
-fn make(args: &Args, layers: usize, dtype: DType, device: &Device) -> Result<CausalLm> {
+fn time_linears(args: &Args, dtype: DType, device: &Device, report: &mut Report) -> Result<()> {
+    ensure!(device.is_cpu(), "--linears measures on a CPU: add --cpu");
+    let plan = linears::Plan {
+        shape: args.shape,
+        rows: &args.rows,
+        dtype,
+        rotate: args.rotate.saturating_mul(1_000_000),
+    };
+    plan.check_memory()?;
+    let before = Machine::measure();
+    let times = plan.measure()?;
+    let machine = before.larger(Machine::measure());
+    let times = times.iter().map(|time| time.against(&machine));
+    report.linears = times.collect();
+    report.compare_with(machine);
+    Ok(())
+}
+
+fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -> Result<()> {
+    let need = needs(args, dtype, device)?;
+    let before = device.is_cpu().then(Machine::measure);
+
+    let model = make(args, dtype, device, need.weights)?;
+    let mut times = Model::new(
+        args.shape,
+        args.layers(),
+        args.lm_head,
+        model.weight_bytes(),
+    );
+    for tokens in args.prompts() {
+        cli::note(format_args!("prefill: {tokens} tokens"));
+        times.prefill.push(Prefill {
+            tokens,
+            tok_s: measure::prefill(&model, tokens)?,
+            peer: None,
+        });
+    }
+    for (context, batch) in args.decodes() {
+        cli::note(format_args!(
+            "decode: {} of {batch}, context {context}",
+            units::plural(args.decode, "step")
+        ));
+        let tok_s = measure::decode(&model, batch, context, args.decode)?;
+        let bytes = Traffic::of(&model, batch).token_bytes(context, args.decode);
+        let run = (batch, context, args.decode);
+        times.decode.push(Decode::new(run, tok_s, bytes));
+    }
+    if args.profile {
+        for tokens in args.prompts() {
+            cli::note(format_args!("profile of a prefill: {tokens} tokens"));
+            times.profile.push(profile::prefill(&model, tokens)?);
+        }
+        for (context, batch) in args.decodes() {
+            cli::note(format_args!(
+                "profile of decoding: {batch}, context {context}"
+            ));
+            let run = profile::decode(&model, batch, context, args.decode)?;
+            times.profile.push(run);
+        }
+    }
+    let after = device.is_cpu().then(Machine::measure);
+    drop(model);
+
+    if let Some(peer) = args.peer {
+        time_peer(args, peer, device, &mut times)?;
+    }
+    report.model = Some(times);
+    if let (Some(before), Some(after)) = (before, after) {
+        report.compare_with(before.larger(after));
+    }
+    Ok(())
+}
+
+/// Adds the peer's times to those of the same runs.
+fn time_peer(args: &Args, peer: Peer, device: &Device, times: &mut Model) -> Result<()> {
+    let name = peer.name();
+    cli::note(format_args!("{name}: random weights"));
+    let config = args.shape.config(args.layers())?;
+    let model = StockLlama::new(&config, &RandomWeights::new(|_| ()), device)?;
+    for run in &mut times.prefill {
+        cli::note(format_args!("{name}: prefill: {} tokens", run.tokens));
+        let tok_s = measure::prefill(&model, run.tokens)?;
+        run.peer = Some(PeerRate::new(name, run.tokens, tok_s, run.tok_s));
+    }
+    for run in &mut times.decode {
+        let (batch, context, steps) = (run.batch, run.context, run.tokens.min(peer::STEPS));
+        cli::note(format_args!(
+            "{name}: decode: {} of {batch}, context {context}",
+            units::plural(steps, "step")
+        ));
+        let tok_s = measure::decode(&model, batch, context, steps)?;
+        run.peer = Some(PeerRate::new(name, steps, tok_s, run.tok_s));
+    }
+    Ok(())
+}
+
+/// What the model and the largest of its runs need, if there is memory for them.
+fn needs(args: &Args, dtype: DType, device: &Device) -> Result<Need> {
     let largest = |numbers: &[usize]| numbers.iter().copied().max().unwrap_or(0);
     let (prompt, context) = (largest(&args.prefill), largest(&args.context));
     let (batch, decodes) = (largest(&args.batch), args.decode > 0);
@@ -159,10 +174,20 @@ fn make(args: &Args, layers: usize, dtype: DType, device: &Device) -> Result<Cau
         context: prompt.max(longest),
         batch,
     };
-    let free = memory::available(device);
-    let need = memory::check(args.shape, layers, dtype, device.is_cpu(), runs, free)?;
+    let plan = memory::Plan {
+        shape: args.shape,
+        lm_head: args.lm_head,
+        dtype,
+        cpu: device.is_cpu(),
+        runs,
+        peer: args.peer,
+    };
+    plan.check(args.layers(), memory::available(device))
+}
 
-    let bar = ProgressBar::new(need.weights);
+/// The model, of `bytes` bytes.
+fn make(args: &Args, dtype: DType, device: &Device, bytes: u64) -> Result<CausalLm> {
+    let bar = ProgressBar::new(bytes);
     let template = "random weights [{bar:30}] {bytes}/{total_bytes} {eta}";
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style.progress_chars("=> "));
@@ -172,14 +197,15 @@ fn make(args: &Args, layers: usize, dtype: DType, device: &Device) -> Result<Cau
         let bar = bar.clone();
         move |bytes| bar.inc(bytes)
     });
-    let config = args.shape.config(layers)?;
+    let weights = weights.with_lm_head(args.lm_head);
+    let config = args.shape.config(args.layers())?;
     let model = CausalLm::load(&config, &weights, weights.var_builder(dtype, device));
     bar.finish_and_clear();
     let model = model?;
     cli::note(format_args!(
         "{}, {}: {} of random weights in {:.1} s",
         args.shape.name(),
-        units::plural(layers, "layer"),
+        units::plural(args.layers(), "layer"),
         units::bytes(model.weight_bytes() as u64),
         start.elapsed().as_secs_f64()
     ));

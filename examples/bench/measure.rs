@@ -3,56 +3,75 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use candle_fp8_transformers::{CausalLm, KvCache};
-use serde::Serialize;
 
 use super::fill;
-use super::traffic::Traffic;
 
 /// A prompt is timed this often …
 const PREFILL_RUNS: usize = 3;
 /// … or less often once so much time has gone.
 const PREFILL_TIME: Duration = Duration::from_secs(5);
 
-/// One prompt.
-#[derive(Serialize)]
-pub(crate) struct Prefill {
-    /// Its length.
-    pub(crate) tokens: usize,
-    /// Prompt tokens a second.
-    pub(crate) tok_s: f64,
+/// A model that is timed: ours, or a peer.
+pub(crate) trait Subject {
+    /// What it keeps of the positions that it has seen.
+    type Cache;
+
+    /// An empty cache for `positions` positions of `batch` sequences.
+    fn cache(&self, batch: usize, positions: usize) -> Result<Self::Cache>;
+
+    /// Forgets every position.
+    fn reset(&self, cache: &mut Self::Cache) -> Result<()>;
+
+    /// Logits `[B, V]` after `ids [B, L]`, which follow the positions in the cache and join them.
+    fn forward(&self, ids: &Tensor, cache: &mut Self::Cache) -> Result<Tensor>;
+
+    /// Tokens that there are.
+    fn vocab_size(&self) -> usize;
+
+    /// Where it runs.
+    fn device(&self) -> &Device;
 }
 
-/// One run of decode steps.
-#[derive(Serialize)]
-pub(crate) struct Decode {
-    /// Sequences.
-    pub(crate) batch: usize,
-    /// Positions in the cache before the first step.
-    pub(crate) context: usize,
-    /// Steps: tokens of each sequence.
-    pub(crate) tokens: usize,
-    /// Tokens a second, of all sequences together.
-    pub(crate) tok_s: f64,
-    /// Bytes that a step reads, divided by the sequences; the mean over the steps.
-    pub(crate) bytes_per_token: f64,
-    /// `tok_s · bytes_per_token`, in 10⁹ bytes a second.
-    pub(crate) gb_s: f64,
+impl Subject for CausalLm {
+    type Cache = KvCache;
+
+    fn cache(&self, batch: usize, positions: usize) -> Result<KvCache> {
+        Ok(self.new_cache(batch, positions)?)
+    }
+
+    fn reset(&self, cache: &mut KvCache) -> Result<()> {
+        cache.reset();
+        Ok(())
+    }
+
+    fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        Ok(CausalLm::forward(self, ids, cache)?)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.config().vocab_size
+    }
+
+    fn device(&self) -> &Device {
+        CausalLm::device(self)
+    }
 }
 
-/// Times a prompt of random tokens, up to and including the read-back of the token sampled after it. The median of
-/// three runs, or of fewer if they take long; caches are made before, and there was a short prompt to warm up.
-pub(crate) fn prefill(model: &CausalLm, tokens: usize) -> Result<Prefill> {
+/// Prompt tokens a second: a prompt of random tokens, up to and including the read-back of the token sampled after it.
+/// The median of three runs, or of fewer if they take long; caches are made before, and there was a short prompt to warm
+/// up.
+pub(crate) fn prefill<S: Subject>(model: &S, tokens: usize) -> Result<f64> {
     let ids = random_ids(model, 1, tokens)?;
     let warm_up = ids.narrow(1, 0, tokens.min(8))?.contiguous()?;
-    let mut cache = model.new_cache(1, tokens)?;
+    let mut cache = model.cache(1, tokens)?;
     model.forward(&warm_up, &mut cache)?;
 
     let begin = Instant::now();
     let mut times = Vec::new();
     while times.len() < PREFILL_RUNS && (times.is_empty() || begin.elapsed() < PREFILL_TIME) {
-        cache.reset();
+        model.reset(&mut cache)?;
         let mut sampler = Sampler::default();
         let start = Instant::now();
         sampler.sample(&model.forward(&ids, &mut cache)?)?;
@@ -60,65 +79,57 @@ pub(crate) fn prefill(model: &CausalLm, tokens: usize) -> Result<Prefill> {
         sampler.check("after the prompt")?;
     }
     times.sort_unstable();
-    Ok(Prefill {
-        tokens,
-        tok_s: tokens as f64 / times[times.len() / 2].as_secs_f64(),
-    })
+    Ok(tokens as f64 / times[times.len() / 2].as_secs_f64())
 }
 
-/// Times `tokens` greedy steps of `batch` sequences, each of which has `context` (at least 1) random positions in the
-/// cache when the clock starts. The last of them is a step of its own: it warms up what prompts do not use.
-pub(crate) fn decode(
-    model: &CausalLm,
+/// Tokens a second of all sequences together: `tokens` greedy steps of `batch` sequences, each of which has `context` (at
+/// least 1) random positions in the cache when the clock starts.
+pub(crate) fn decode<S: Subject>(
+    model: &S,
     batch: usize,
     context: usize,
     tokens: usize,
-) -> Result<Decode> {
-    let mut cache = model.new_cache(batch, context + tokens)?;
-    let ids = random_ids(model, batch, context)?;
+) -> Result<f64> {
+    let mut cache = model.cache(batch, context + tokens)?;
     let mut sampler = Sampler::default();
-    if context > 1 {
-        let prompt = ids.narrow(1, 0, context - 1)?.contiguous()?;
-        model.forward(&prompt, &mut cache)?;
-    }
-    let last = ids.narrow(1, context - 1, 1)?.contiguous()?;
-    let mut next = sampler.sample(&model.forward(&last, &mut cache)?)?;
-
+    let mut next = fill_cache(model, batch, context, &mut cache, &mut sampler)?;
     let start = Instant::now();
     for _ in 0..tokens {
-        next = step(model, next, &mut cache, &mut sampler)?;
+        let ids = column(&next, model.device())?;
+        next = sampler.sample(&model.forward(&ids, &mut cache)?)?;
     }
     let time = start.elapsed().as_secs_f64();
     sampler.check("while decoding")?;
-
-    let traffic = Traffic::of(model, batch);
-    let steps = (0..tokens).map(|step| traffic.step_bytes(context + step));
-    let bytes_per_token = steps.sum::<f64>() / (tokens * batch) as f64;
-    let tok_s = (tokens * batch) as f64 / time;
-    Ok(Decode {
-        batch,
-        context,
-        tokens,
-        tok_s,
-        bytes_per_token,
-        gb_s: tok_s * bytes_per_token / 1e9,
-    })
+    Ok((tokens * batch) as f64 / time)
 }
 
-fn step(
-    model: &CausalLm,
-    tokens: Vec<u32>,
-    cache: &mut KvCache,
+/// Puts `context` (at least 1) random positions of `batch` sequences into an empty cache; gives the token sampled after
+/// each. The last position is a step of its own: it warms up what prompts do not use.
+pub(crate) fn fill_cache<S: Subject>(
+    model: &S,
+    batch: usize,
+    context: usize,
+    cache: &mut S::Cache,
     sampler: &mut Sampler,
 ) -> Result<Vec<u32>> {
-    let ids = Tensor::new(tokens, model.device())?.unsqueeze(1)?;
-    sampler.sample(&model.forward(&ids, cache)?)
+    let ids = random_ids(model, batch, context)?;
+    if context > 1 {
+        let prompt = ids.narrow(1, 0, context - 1)?.contiguous()?;
+        model.forward(&prompt, cache)?;
+    }
+    let last = ids.narrow(1, context - 1, 1)?.contiguous()?;
+    sampler.sample(&model.forward(&last, cache)?)
+}
+
+/// The tokens of a decode step: `[batch, 1]`.
+pub(crate) fn column(tokens: &[u32], device: &Device) -> Result<Tensor> {
+    Ok(Tensor::new(tokens, device)?.unsqueeze(1)?)
 }
 
 /// `[batch, len]`, the same in every run, different in every sequence.
-fn random_ids(model: &CausalLm, batch: usize, len: usize) -> Result<Tensor> {
+pub(crate) fn random_ids<S: Subject>(model: &S, batch: usize, len: usize) -> Result<Tensor> {
     let mut ids = vec![0u32; batch * len];
-    let vocab = model.config().vocab_size as u64;
+    let vocab = model.vocab_size() as u64;
     fill::words(&mut ids, 1, fill::seed("prompt"), |word, id| {
         id[0] = (word % vocab) as u32;
     });
@@ -127,20 +138,20 @@ fn random_ids(model: &CausalLm, batch: usize, len: usize) -> Result<Tensor> {
 
 /// Greedy sampling on the device. The sums of the logits are kept there until the clock has stopped.
 #[derive(Default)]
-struct Sampler {
+pub(crate) struct Sampler {
     sums: Vec<Tensor>,
 }
 
 impl Sampler {
     /// Logits `[B, V]` → the most probable token of each sequence, read back.
-    fn sample(&mut self, logits: &Tensor) -> Result<Vec<u32>> {
+    pub(crate) fn sample(&mut self, logits: &Tensor) -> Result<Vec<u32>> {
         // NaN and infinity survive addition.
         self.sums.push(logits.sum_all()?.to_dtype(DType::F32)?);
         Ok(logits.argmax(D::Minus1)?.to_vec1()?)
     }
 
     /// Errs if any logit that was sampled from is not finite.
-    fn check(&self, when: &str) -> Result<()> {
+    pub(crate) fn check(&self, when: &str) -> Result<()> {
         let sums = Tensor::stack(&self.sums, 0)?.to_vec1::<f32>();
         for (step, sum) in sums.context("reading the logits' sums")?.iter().enumerate() {
             ensure!(
@@ -155,7 +166,6 @@ impl Sampler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
 
     #[test]
     fn sampling_takes_the_largest_and_notices_what_is_not_finite() {

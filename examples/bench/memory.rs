@@ -6,20 +6,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Result, bail};
 use candle_core::{DType, Device};
 use candle_fp8_examples::units;
-use candle_fp8_transformers::{CausalLm, ModelConfig};
+use candle_fp8_transformers::CausalLm;
 
-use super::random::RandomWeights;
+use super::machine;
+use super::peer::{Peer, StockLlama};
+use super::random::{LmHead, RandomWeights};
 use super::shape::Shape;
 
-/// Bytes that a benchmark needs.
+/// What is going to be measured.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Need {
-    /// Every tensor of the model.
-    pub(crate) weights: u64,
-    /// The largest KV cache.
-    cache: u64,
-    /// Activations and conversions; roughly.
-    work: u64,
+pub(crate) struct Plan {
+    pub(crate) shape: Shape,
+    pub(crate) lm_head: LmHead,
+    /// Of the activations.
+    pub(crate) dtype: DType,
+    /// Whether it runs on the CPU.
+    pub(crate) cpu: bool,
+    pub(crate) runs: Largest,
+    /// Whose turn it is when our model has left the memory.
+    pub(crate) peer: Option<Peer>,
 }
 
 /// The largest of the runs that were asked for.
@@ -35,16 +40,43 @@ pub(crate) struct Largest {
     pub(crate) batch: usize,
 }
 
-impl Need {
-    /// Builds the model from tensors without memory and adds their sizes up.
-    pub(crate) fn of(config: &ModelConfig, dtype: DType, cpu: bool, runs: Largest) -> Result<Self> {
-        let bytes = Arc::new(AtomicU64::new(0));
-        let counter = bytes.clone();
-        let measure = RandomWeights::measure(move |made| {
-            counter.fetch_add(made, Ordering::Relaxed);
-        });
-        CausalLm::load(config, &measure, measure.var_builder(dtype, &Device::Cpu))?;
+/// Bytes that a model and its runs need.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Need {
+    /// Every tensor of the model.
+    pub(crate) weights: u64,
+    /// The largest KV cache.
+    cache: u64,
+    /// Activations and conversions; roughly.
+    work: u64,
+}
 
+impl Need {
+    fn total(&self) -> u64 {
+        (self.weights.saturating_add(self.cache)).saturating_add(self.work)
+    }
+}
+
+/// Weights that are not made, and the bytes that they were asked to have.
+fn measured() -> (RandomWeights, Arc<AtomicU64>) {
+    let bytes = Arc::new(AtomicU64::new(0));
+    let counter = bytes.clone();
+    let weights = RandomWeights::measure(move |made| {
+        counter.fetch_add(made, Ordering::Relaxed);
+    });
+    (weights, bytes)
+}
+
+impl Plan {
+    /// Builds our model from tensors without memory and adds their sizes up.
+    fn ours(&self, layers: usize) -> Result<Need> {
+        let config = self.shape.config(layers)?;
+        let (weights, bytes) = measured();
+        let weights = weights.with_lm_head(self.lm_head);
+        let vb = weights.var_builder(self.dtype, &Device::Cpu);
+        CausalLm::load(&config, &weights, vb)?;
+
+        let runs = self.runs;
         let expert_rows = config
             .moe
             .as_ref()
@@ -54,70 +86,97 @@ impl Need {
         // … and the scores of a block of queries: as they are, masked, and after the softmax.
         let queries = runs.tokens.min(256 * runs.batch) as f64;
         let scores = 3. * config.num_attention_heads as f64 * queries * runs.context as f64;
-        // Candle widens both sides of a half-precision product on the CPU; the output projection is the largest.
-        let widened = match cpu && dtype != DType::F32 {
-            true => config.vocab_size * config.hidden_size,
-            false => 0,
-        };
-        let floats = runs.tokens as f64 * token as f64 + scores + widened as f64;
+        let floats = runs.tokens as f64 * token as f64 + scores;
+        // The machine's own ceilings are measured while the model is there, but does not run.
+        let probe = if self.cpu { machine::READ_BYTES } else { 0 };
         let positions = runs.positions as f64;
-        Ok(Self {
+        Ok(Need {
             weights: bytes.load(Ordering::Relaxed),
             // Casts from floats saturate.
-            cache: (positions * config.kv_bytes_per_position(dtype) as f64) as u64,
-            work: (4. * floats) as u64,
+            cache: (positions * config.kv_bytes_per_position(self.dtype) as f64) as u64,
+            work: ((4. * floats) as u64).max(probe),
         })
     }
 
-    fn total(&self) -> u64 {
-        (self.weights.saturating_add(self.cache)).saturating_add(self.work)
-    }
-}
+    /// The same of the peer.
+    fn peers(&self, layers: usize) -> Result<Need> {
+        let config = self.shape.config(layers)?;
+        let (weights, bytes) = measured();
+        StockLlama::new(&config, &weights, &Device::Cpu)?;
 
-/// Errs if `layers` layers of `shape` do not fit into `available` bytes, and says how many would.
-pub(crate) fn check(
-    shape: Shape,
-    layers: usize,
-    dtype: DType,
-    cpu: bool,
-    runs: Largest,
-    available: Option<u64>,
-) -> Result<Need> {
-    let need = |layers| Need::of(&shape.config(layers)?, dtype, cpu, runs);
-    let asked = need(layers)?;
-    let Some(available) = available.filter(|available| asked.total() > *available) else {
-        return Ok(asked);
-    };
-    let mut fitting = None;
-    for fewer in (1..layers).rev() {
-        if need(fewer)?.total() <= available {
-            fitting = Some(fewer);
-            break;
-        }
+        let runs = self.runs;
+        let token = 6 * config.hidden_size + 4 * config.intermediate_size;
+        // All queries of a sequence at once.
+        let (tokens, context) = (runs.tokens as f64, runs.context as f64);
+        let scores = 3. * config.num_attention_heads as f64 * tokens * context;
+        // Both sides of a half-precision product are widened on the CPU; the output projection is the largest.
+        let widened = match self.cpu {
+            true => config.vocab_size * config.hidden_size,
+            false => 0,
+        };
+        let cache = config.kv_bytes_per_position(StockLlama::DTYPE) as f64;
+        Ok(Need {
+            weights: bytes.load(Ordering::Relaxed),
+            cache: (runs.positions as f64 * cache) as u64,
+            work: (4. * (tokens * token as f64 + scores + widened as f64)) as u64,
+        })
     }
-    let gb = |bytes: u64| bytes as f64 / 1e9;
-    let advice = match (fitting, dtype) {
-        (Some(fewer), _) => format!("take --layers {fewer} or fewer"),
-        (None, DType::F32) => {
-            "not even one layer does: take --dtype bf16, shorter runs or smaller batches".into()
+
+    /// Errs if `layers` layers do not fit into `available` bytes, and says how many would.
+    pub(crate) fn check(&self, layers: usize, available: Option<u64>) -> Result<Need> {
+        let need = self.ours(layers)?;
+        if let Some(available) = available {
+            self.fit(layers, available, "", |layers| self.ours(layers))?;
+            if let Some(peer) = self.peer {
+                let whose = format!("--peer {}: ", peer.name());
+                self.fit(layers, available, &whose, |layers| self.peers(layers))?;
+            }
         }
-        (None, _) => "not even one layer does: take shorter runs or smaller batches".into(),
-    };
-    let experts = match shape.config(1)?.moe {
-        Some(_) => " (merged experts are dense)",
-        None => "",
-    };
-    bail!(
-        "{}, {} in {}: weights of {:.1} GB{experts}, a KV cache of {:.1} GB and about {:.1} GB to work in \
-         do not fit into the {:.1} GB that are free; {advice}",
-        shape.name(),
-        units::plural(layers, "layer"),
-        dtype.as_str(),
-        gb(asked.weights),
-        gb(asked.cache),
-        gb(asked.work),
-        gb(available),
-    )
+        Ok(need)
+    }
+
+    fn fit(
+        &self,
+        layers: usize,
+        available: u64,
+        whose: &str,
+        need: impl Fn(usize) -> Result<Need>,
+    ) -> Result<()> {
+        let asked = need(layers)?;
+        if asked.total() <= available {
+            return Ok(());
+        }
+        let mut fitting = None;
+        for fewer in (1..layers).rev() {
+            if need(fewer)?.total() <= available {
+                fitting = Some(fewer);
+                break;
+            }
+        }
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        let advice = match (fitting, self.dtype) {
+            (Some(fewer), _) => format!("take --layers {fewer} or fewer"),
+            (None, DType::F32) => {
+                "not even one layer does: take --dtype bf16, shorter runs or smaller batches".into()
+            }
+            (None, _) => "not even one layer does: take shorter runs or smaller batches".into(),
+        };
+        let experts = match self.shape.config(1)?.moe {
+            Some(_) => " (merged experts are dense)",
+            None => "",
+        };
+        bail!(
+            "{whose}{}, {} in {}: weights of {:.1} GB{experts}, a KV cache of {:.1} GB and about {:.1} GB to work in \
+             do not fit into the {:.1} GB that are free; {advice}",
+            self.shape.name(),
+            units::plural(layers, "layer"),
+            self.dtype.as_str(),
+            gb(asked.weights),
+            gb(asked.cache),
+            gb(asked.work),
+            gb(available),
+        )
+    }
 }
 
 /// Free bytes on `device`, as far as the system says: on Linux, for the CPU.
@@ -163,29 +222,42 @@ mod tests {
         batch: 8,
     };
 
+    fn plan(shape: Shape, lm_head: LmHead) -> Plan {
+        Plan {
+            shape,
+            lm_head,
+            dtype: DType::BF16,
+            cpu: true,
+            runs: RUNS,
+            peer: None,
+        }
+    }
+
     #[test]
     fn shapes_have_the_published_sizes() {
-        let weights = |shape: Shape, dtype| {
-            let config = shape.config(shape.layers()).unwrap();
-            Need::of(&config, dtype, true, RUNS).unwrap().weights as f64 / 1e9
-        };
         // 0.973 B parameters in FP8 linears and 2 × 65.5 M in BF16 ones, and so on.
-        for (shape, expected) in [
-            (Shape::Llama1b, 1.2369),
-            (Shape::Llama8b, 9.0867),
-            (Shape::Qwen3Moe30b, 60.1597),
+        for (shape, lm_head, expected) in [
+            (Shape::Llama1b, LmHead::Bf16, 1.2369),
+            (Shape::Llama1b, LmHead::Fp8, 1.1715),
+            (Shape::Llama8b, LmHead::Bf16, 9.0867),
+            (Shape::Qwen3Moe30b, LmHead::Bf16, 60.1597),
         ] {
-            let found = weights(shape, DType::BF16);
+            let need = plan(shape, lm_head).ours(shape.layers()).unwrap();
+            let found = need.weights as f64 / 1e9;
+            assert!((found / expected - 1.).abs() < 1e-4, "{shape:?}: {found}");
+        }
+        // 1.10 B and 8.03 B parameters in two bytes each.
+        for (shape, expected) in [(Shape::Llama1b, 2.2085), (Shape::Llama8b, 16.0605)] {
+            let need = plan(shape, LmHead::Bf16).peers(shape.layers()).unwrap();
+            let found = need.weights as f64 / 1e9;
             assert!((found / expected - 1.).abs() < 1e-4, "{shape:?}: {found}");
         }
     }
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_would() {
-        let shape = Shape::Qwen3Moe30b;
-        let check = |layers, available| {
-            check(shape, layers, DType::BF16, true, RUNS, available).map_err(|e| e.to_string())
-        };
+        let plan = plan(Shape::Qwen3Moe30b, LmHead::Bf16);
+        let check = |layers, available| plan.check(layers, available).map_err(|e| e.to_string());
         let error = check(48, Some(24_000_000_000)).unwrap_err();
         assert!(
             error.contains("qwen3-30b-a3b, 48 layers in bf16"),
@@ -203,6 +275,17 @@ mod tests {
         check(48, None).unwrap();
         let error = check(48, Some(1_000_000)).unwrap_err();
         assert!(error.contains("not even one layer"), "{error}");
+    }
+
+    #[test]
+    fn a_peer_that_does_not_fit_is_named() {
+        let mut plan = plan(Shape::Llama8b, LmHead::Bf16);
+        let available = Some(12_000_000_000);
+        plan.check(32, available).unwrap();
+        plan.peer = Some(Peer::Candle);
+        let error = plan.check(32, available).unwrap_err().to_string();
+        assert!(error.starts_with("--peer candle: llama-8b"), "{error}");
+        plan.check(8, available).unwrap();
     }
 
     #[test]

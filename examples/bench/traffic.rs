@@ -1,7 +1,7 @@
 //! The bytes that a decode step has to read: what tokens a second are measured against.
 
 use candle_core::Tensor;
-use candle_fp8_transformers::{CausalLm, ModelConfig};
+use candle_fp8_transformers::{CausalLm, ModelConfig, Part};
 
 /// Bytes of a decode step, from the tensors that the model holds, in the dtypes in which it holds them.
 pub(crate) struct Traffic {
@@ -10,6 +10,8 @@ pub(crate) struct Traffic {
     weights: f64,
     /// Keys and values of one position of all sequences.
     position: f64,
+    /// Sequences.
+    batch: usize,
 }
 
 impl Traffic {
@@ -30,12 +32,64 @@ impl Traffic {
         Self {
             weights: weights.sum(),
             position: (batch * config.kv_bytes_per_position(model.dtype())) as f64,
+            batch,
         }
+    }
+
+    /// Keys and values of one position of all sequences.
+    pub(crate) fn position_bytes(&self) -> f64 {
+        self.position
+    }
+
+    /// Bytes that a token of one sequence costs, in the mean over `steps` steps after `context` positions.
+    pub(crate) fn token_bytes(&self, context: usize, steps: usize) -> f64 {
+        let bytes = (0..steps).map(|step| self.step_bytes(context + step));
+        bytes.sum::<f64>() / (steps * self.batch) as f64
     }
 
     /// With `context` positions in the cache before the step: they are read, and so is the new one.
     pub(crate) fn step_bytes(&self, context: usize) -> f64 {
         self.weights + self.position * (context + 1) as f64
+    }
+}
+
+/// The linears of one part of a forward pass, in all layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Linears {
+    /// Of weights and scales.
+    pub(crate) bytes: f64,
+    /// Weights.
+    pub(crate) weights: f64,
+}
+
+impl Linears {
+    /// Those of `part`; none for a part that is no linear, and for experts, of which only some are read.
+    pub(crate) fn of(model: &CausalLm, part: Part) -> Self {
+        let names: &[&str] = match part {
+            Part::QkvProj => &["q_proj", "k_proj", "v_proj"],
+            Part::OProj => &["o_proj"],
+            Part::GateUpProj => &["gate_proj", "up_proj"],
+            Part::DownProj => &["down_proj"],
+            Part::LmHead => &["lm_head"],
+            _ => &[],
+        };
+        let state = model.state();
+        let mut linears = Self::default();
+        for name in state.names() {
+            // model.layers.0.mlp.up_proj.weight_scale
+            let mut words = name.rsplit('.');
+            let (tensor, module) = (words.next(), words.next());
+            if let (true, Some(values)) = (
+                module.is_some_and(|module| names.contains(&module)),
+                state.get(name),
+            ) {
+                linears.bytes += bytes(values);
+                if tensor == Some("weight") {
+                    linears.weights += values.elem_count() as f64;
+                }
+            }
+        }
+        linears
     }
 }
 

@@ -9,8 +9,9 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Longest run of K in a panel: with the widest panel (32 features in bf16) 32 KiB, two thirds of a first cache.
-const DEEP: usize = 512;
+/// Longest run of K in a panel: with the widest panel (32 features in bf16) 64 KiB, which a second cache holds beside the
+/// activations that pass by.
+const DEEP: usize = 1024;
 
 /// Bytes of weights of a task.
 const TASK: usize = 256 << 10;
@@ -29,7 +30,7 @@ pub(super) fn multiply<I: Isa, F: Format>(
     let batch = BATCH / rows.planes() * rows.planes();
     for first in (0..rows.count()).step_by(batch) {
         let batch = first..rows.count().min(first + batch);
-        let tiles = Tiles::new(isa, rows, batch, &runs);
+        let tiles = Tiles::new(isa, rows, batch.clone(), &runs);
         let span = span::<I, F>(rows.k(), products);
         let tasks: Vec<(&Product<'_, F>, Range<usize>)> = products
             .iter()
@@ -41,13 +42,15 @@ pub(super) fn multiply<I: Isa, F: Format>(
                     .map(move |first| (product, features(first)))
             })
             .collect();
-        share(tasks.len(), Scratch::new::<I>, |scratch, task| {
+        let scratch = || Scratch::new::<I>(batch.len());
+        share(tasks.len(), scratch, |scratch, task| {
             let (product, features) = &tasks[task];
             isa.vectorize(Panels {
                 isa,
                 rows,
                 runs: &runs,
                 tiles: &tiles,
+                batch: batch.clone(),
                 product,
                 features: features.clone(),
                 scratch,
@@ -68,13 +71,12 @@ fn span<I: Isa, F: Format>(k: usize, products: &[Product<'_, F>]) -> usize {
         .max(I::FEATURES)
 }
 
-/// Operands of a batch of rows, in tiles of nearly equal height. A tile is, for each run, `[groups][height][DEPTH]`.
+/// Operands of a batch of rows, in tiles of nearly equal height. For each run, for each tile: `[groups][height][DEPTH]`.
+/// What a panel meets lies together: apart, tiles would fall into the same places of a cache.
 struct Tiles<O> {
     operands: Aligned<O>,
     /// Rows of each tile.
     heights: Vec<Range<usize>>,
-    /// Operands of a row, runs padded to whole groups.
-    stride: usize,
 }
 
 impl<O: Operand> Tiles<O> {
@@ -84,7 +86,7 @@ impl<O: Operand> Tiles<O> {
         batch: Range<usize>,
         runs: &[Run],
     ) -> Self {
-        let stride = runs
+        let stride: usize = runs
             .iter()
             .map(|run| run.range.len().next_multiple_of(I::DEPTH))
             .sum();
@@ -92,44 +94,47 @@ impl<O: Operand> Tiles<O> {
         let edge = |i: usize| batch.start + batch.len() * i / count;
         let heights: Vec<Range<usize>> = (0..count).map(|i| edge(i)..edge(i + 1)).collect();
         let pack = |mut memory: &mut [MaybeUninit<O>]| {
-            let mut parts = Vec::with_capacity(count);
-            for heights in &heights {
-                let (tile, rest) = memory.split_at_mut(heights.len() * stride);
-                parts.push((heights.clone(), tile));
-                memory = rest;
+            let mut parts: Vec<_> = heights
+                .iter()
+                .map(|heights| (heights.clone(), Vec::new()))
+                .collect();
+            for run in runs {
+                for (heights, tile) in &mut parts {
+                    let len = heights.len() * run.range.len().next_multiple_of(I::DEPTH);
+                    let (part, rest) = memory.split_at_mut(len);
+                    tile.push(part);
+                    memory = rest;
+                }
             }
             let row = || vec![O::default(); rows.k()];
             parts
                 .into_par_iter()
-                .for_each_init(row, |row, (heights, tile)| {
+                .for_each_init(row, |row, (heights, mut tile)| {
                     isa.vectorize(PackTile::<I> {
                         rows,
                         heights,
                         runs,
                         row,
-                        tile,
+                        tile: &mut tile,
                     });
                 });
         };
         // SAFETY: the tiles are all of the memory, and each writes all of its operands.
         let operands = unsafe { Aligned::written(batch.len() * stride, pack) };
-        Self {
-            operands,
-            heights,
-            stride,
-        }
+        Self { operands, heights }
     }
 }
 
-struct PackTile<'a, I: Isa> {
+struct PackTile<'a, 'b, I: Isa> {
     rows: &'a Rows<'a>,
     heights: Range<usize>,
     runs: &'a [Run],
     row: &'a mut [I::Operand],
-    tile: &'a mut [MaybeUninit<I::Operand>],
+    /// The part of each run.
+    tile: &'a mut [&'b mut [MaybeUninit<I::Operand>]],
 }
 
-impl<I: Isa> Job for PackTile<'_, I> {
+impl<I: Isa> Job for PackTile<'_, '_, I> {
     type Output = ();
 
     #[inline(always)]
@@ -137,11 +142,8 @@ impl<I: Isa> Job for PackTile<'_, I> {
         let height = self.heights.len();
         for (r, index) in self.heights.enumerate() {
             self.rows.write(index, self.row);
-            let mut tile = &mut self.tile[..];
-            for run in self.runs {
-                let len = run.range.len().next_multiple_of(I::DEPTH);
-                let (this, rest) = tile.split_at_mut(len * height);
-                let groups = this.chunks_exact_mut(height * I::DEPTH);
+            for (run, part) in self.runs.iter().zip(self.tile.iter_mut()) {
+                let groups = part.chunks_exact_mut(height * I::DEPTH);
                 let mut groups = groups.map(|group| &mut group[r * I::DEPTH..][..I::DEPTH]);
                 let mut from = self.row[run.range.clone()].chunks_exact(I::DEPTH);
                 for (from, group) in from.by_ref().zip(groups.by_ref()) {
@@ -154,7 +156,6 @@ impl<I: Isa> Job for PackTile<'_, I> {
                 for operand in groups.next().unwrap_or_default() {
                     operand.write(from.next().copied().unwrap_or_default());
                 }
-                tile = rest;
             }
         }
     }
@@ -163,18 +164,22 @@ impl<I: Isa> Job for PackTile<'_, I> {
 /// What a thread needs beside its output.
 struct Scratch<O> {
     panel: Aligned<O>,
-    sums: Aligned<f32>,
+    /// Of a tile with a panel.
+    products: Aligned<f32>,
+    /// Scales or biases of a panel's features.
     scales: Vec<f32>,
-    biases: Vec<f32>,
+    /// Of all rows with a panel, `[rows, FEATURES]`. In the result itself rows may lie a power of two apart, where they
+    /// push each other out of a cache.
+    sums: Aligned<f32>,
 }
 
 impl<O: Operand> Scratch<O> {
-    fn new<I: Isa<Operand = O>>() -> Self {
+    fn new<I: Isa<Operand = O>>(rows: usize) -> Self {
         Self {
             panel: Aligned::filled(O::default(), DEEP * I::FEATURES),
-            sums: Aligned::filled(0.0, I::ROWS * I::FEATURES),
+            products: Aligned::filled(0.0, I::ROWS * I::FEATURES),
             scales: vec![0.0; I::FEATURES],
-            biases: vec![0.0; I::FEATURES],
+            sums: Aligned::filled(0.0, rows * I::FEATURES),
         }
     }
 }
@@ -185,6 +190,8 @@ struct Panels<'a, I: Isa, F: Format> {
     rows: &'a Rows<'a>,
     runs: &'a [Run],
     tiles: &'a Tiles<I::Operand>,
+    /// The rows of operands in the tiles.
+    batch: Range<usize>,
     product: &'a Product<'a, F>,
     features: Range<usize>,
     scratch: &'a mut Scratch<I::Operand>,
@@ -197,7 +204,12 @@ impl<I: Isa, F: Format> Job for Panels<'_, I, F> {
     fn run(mut self) {
         self.block(self.features.start, 0).prefetch(self.isa);
         for first in self.features.clone().step_by(I::FEATURES) {
-            self.panel(first);
+            let mut offset = 0;
+            for (run, Run { range, .. }) in self.runs.iter().enumerate() {
+                self.add(first, run, offset);
+                offset += self.batch.len() * range.len().next_multiple_of(I::DEPTH);
+            }
+            self.write(first);
         }
     }
 }
@@ -228,61 +240,79 @@ impl<'a, I: Isa, F: Format> Panels<'a, I, F> {
         }
     }
 
-    /// Up to `FEATURES` output features from `first` on.
+    /// Adds the products over one run, whose tiles start at `offset`, of the output features from `first` on.
     #[inline(always)]
-    fn panel(&mut self, first: usize) {
-        let (n, k) = (self.product.matrix.n, self.rows.k());
+    fn add(&mut self, first: usize, run: usize, offset: usize) {
+        let block = self.block(first, run);
+        let padded = block.len.next_multiple_of(I::DEPTH);
+        let next = self.next(first, run);
+        let Scratch {
+            panel,
+            products,
+            scales,
+            sums,
+        } = &mut *self.scratch;
+        let panel = &mut panel[..padded * I::FEATURES];
+        F::pack(self.isa, &block, panel);
+        if let Some(next) = next {
+            next.prefetch(self.isa);
+        }
+        let Run { group, block, .. } = self.runs[run];
+        for (scale, feature) in scales.iter_mut().zip(first..self.features.end) {
+            *scale = self.product.scale(feature, block, self.rows.k());
+        }
+        let mut operands = &self.tiles.operands[offset..];
+        let mut sums = &mut sums[..];
+        for tile in &self.tiles.heights {
+            let (a, rest) = operands.split_at(tile.len() * padded);
+            operands = rest;
+            self.isa.tile(tile.len(), a, panel, products);
+            let (tile_sums, rest) = sums.split_at_mut(tile.len() * I::FEATURES);
+            sums = rest;
+            let rows = tile_sums.chunks_exact_mut(I::FEATURES);
+            for ((row, sums), products) in tile
+                .clone()
+                .zip(rows)
+                .zip(products.chunks_exact(I::FEATURES))
+            {
+                let x_scale = self.rows.scale(row, group);
+                let scaled = products.iter().zip(scales.iter());
+                let scaled = scaled.map(|(product, w_scale)| product * (x_scale * w_scale));
+                match run {
+                    0 => sums.iter_mut().zip(scaled).for_each(|(sum, y)| *sum = y),
+                    _ => sums.iter_mut().zip(scaled).for_each(|(sum, y)| *sum += y),
+                }
+            }
+        }
+    }
+
+    /// Writes the results of the output features from `first` on.
+    #[inline(always)]
+    fn write(&mut self, first: usize) {
+        let n = self.product.matrix.n;
         let features = first..self.features.end.min(first + I::FEATURES);
         let planes = self.rows.planes();
-        for (bias, feature) in self.scratch.biases.iter_mut().zip(features.clone()) {
+        let Scratch {
+            scales: biases,
+            sums,
+            ..
+        } = &mut *self.scratch;
+        for (bias, feature) in biases.iter_mut().zip(features.clone()) {
             *bias = self.product.bias(feature);
         }
-        let mut offset = 0;
-        for (index, run) in self.runs.iter().enumerate() {
-            let block = self.block(first, index);
-            let padded = block.len.next_multiple_of(I::DEPTH);
-            let next = self.next(first, index);
-            let Scratch {
-                panel,
-                sums,
-                scales,
-                biases,
-            } = &mut *self.scratch;
-            let panel = &mut panel[..padded * I::FEATURES];
-            F::pack(self.isa, &block, panel);
-            if let Some(next) = next {
-                next.prefetch(self.isa);
+        let rows = sums.chunks_exact_mut(planes * I::FEATURES);
+        for (m, planes) in (self.batch.start / planes..self.batch.end / planes).zip(rows) {
+            let (sum, others) = planes.split_at_mut(I::FEATURES);
+            for other in others.chunks_exact(I::FEATURES) {
+                sum.iter_mut()
+                    .zip(other)
+                    .for_each(|(sum, other)| *sum += other);
             }
-            for (scale, feature) in scales.iter_mut().zip(features.clone()) {
-                *scale = self.product.scale(feature, run.block, k);
+            // SAFETY: inside `[m, n]`, and this task alone has these features.
+            let out = unsafe { self.product.out.row(m * n + first, features.len()) };
+            for ((out, sum), bias) in out.iter_mut().zip(sum).zip(biases.iter()) {
+                out.write(*sum + bias);
             }
-            let mut start = 0;
-            for tile in &self.tiles.heights {
-                let height = tile.len();
-                let a = start * self.tiles.stride + height * offset;
-                let a = &self.tiles.operands[a..][..height * padded];
-                self.isa.tile(height, a, panel, sums);
-                for (row, sums) in tile.clone().zip(sums.chunks_exact(I::FEATURES)) {
-                    let x_scale = self.rows.scale(row, run.group);
-                    let at = row / planes * n + first;
-                    // SAFETY: inside `[m, n]`, and this task alone has these features.
-                    let out = unsafe { self.product.out.row(at, features.len()) };
-                    let scaled = sums.iter().zip(scales.iter());
-                    let scaled = scaled.map(|(sum, w_scale)| sum * (x_scale * w_scale));
-                    if index == 0 && row % planes == 0 {
-                        for ((out, y), bias) in out.iter_mut().zip(scaled).zip(biases.iter()) {
-                            out.write(y + bias);
-                        }
-                    } else {
-                        for (out, y) in out.iter_mut().zip(scaled) {
-                            // SAFETY: the first run of the first plane wrote it.
-                            unsafe { *out.assume_init_mut() += y };
-                        }
-                    }
-                }
-                start += height;
-            }
-            offset += padded;
         }
     }
 }

@@ -92,7 +92,12 @@ pub struct Weight<'a> {
 /// Those of [`scaled_mm`], for any of the weights.
 pub fn scaled_mm_many(input: Input<'_>, weights: &[Weight<'_>]) -> Result<Vec<Tensor>> {
     let (Input::Full(x) | Input::Quantize(x, _) | Input::Codes { codes: x, .. }) = input;
-    if x.device().is_cpu() && !x.track_op() {
+    // What gradients are tracked for goes through the op, whose backward pass refuses.
+    let tracked = x.track_op()
+        || weights
+            .iter()
+            .any(|w| w.codes.track_op() || w.scale.track_op());
+    if x.device().is_cpu() && !tracked {
         return cpu::many(x, input, weights);
     }
     let product = |w: &Weight<'_>| scaled_mm(input, w.codes, w.scale, w.layout, w.bias);

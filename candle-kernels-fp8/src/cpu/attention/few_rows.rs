@@ -87,141 +87,160 @@ impl<T: Element> Job for Rows<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
-        let Self {
-            args,
-            batch,
-            kv_head,
-            keys,
-            partial,
-        } = self;
-        let dim = args.dim;
-        let k = args.k.head(batch, kv_head, args.keys, dim);
-        let v = args.v.head(batch, kv_head, args.keys, dim);
-        let padded = dim.next_multiple_of(LANES);
-        let mut q = vec![0f32; AT_ONCE * padded];
-        let mut sums = vec![0f32; AT_ONCE * padded];
-        for first in (0..args.rows()).step_by(AT_ONCE) {
-            let count = AT_ONCE.min(args.rows() - first);
-            for (row, q) in (first..first + count).zip(q.chunks_exact_mut(padded)) {
-                let at = args.at(batch, kv_head, row);
-                for (q, value) in q.iter_mut().zip(&args.q[at..at + dim]) {
-                    *q = value.to_f32() * args.scale;
-                }
-            }
-            let partial = &mut partial[first * (dim + 2)..][..count * (dim + 2)];
-            let pass = Pass {
-                dim,
-                first: keys.start,
-                k: &k[keys.start * dim..keys.end * dim],
-                v: &v[keys.start * dim..keys.end * dim],
-                q: &q,
-            };
-            let seen = |row: usize| args.seen(first + row);
-            match count {
-                1 => pass.run::<1>(seen, &mut sums, partial),
-                2 => pass.run::<2>(seen, &mut sums, partial),
-                3 => pass.run::<3>(seen, &mut sums, partial),
-                _ => pass.run::<AT_ONCE>(seen, &mut sums, partial),
+    fn run(mut self) {
+        let rows = self.args.rows();
+        for first in (0..rows).step_by(AT_ONCE) {
+            match rows - first {
+                1 => self.pass::<1>(first),
+                2 => self.pass::<2>(first),
+                3 => self.pass::<3>(first),
+                _ => self.pass::<AT_ONCE>(first),
             }
         }
     }
 }
 
-/// What a pass over the keys of a range reads.
-struct Pass<'a, T> {
-    dim: usize,
-    /// Index of the first key.
-    first: usize,
-    /// `[n, dim]`.
-    k: &'a [T],
-    /// `[n, dim]`.
-    v: &'a [T],
-    /// Scaled, `[rows, dim]`, each row padded with zeros to whole lanes.
-    q: &'a [f32],
+/// Does something for each of up to four rows, without a loop: compilers like to vectorize the rows of one, and not the
+/// lanes in it.
+macro_rules! each_row {
+    ($rows:ident, $row:ident => $body:expr) => {
+        each_row!(@ $rows, $row, $body, 0 1 2 3)
+    };
+    (@ $rows:ident, $row:ident, $body:expr, $($index:literal)*) => {
+        $(if $index < $rows {
+            let $row = $index;
+            $body;
+        })*
+    };
 }
 
-impl<T: Element> Pass<'_, T> {
+/// So many neighbours of each of R rows.
+type Lanes<const R: usize> = [[f32; LANES]; R];
+
+impl<T: Element> Rows<'_, T> {
+    /// R rows from `first` on.
     #[inline(always)]
-    fn run<const R: usize>(
-        &self,
-        seen: impl Fn(usize) -> Range<usize>,
-        sums: &mut [f32],
-        partial: &mut [f32],
-    ) {
-        let dim = self.dim;
-        let padded = dim.next_multiple_of(LANES);
-        let mut largest = [f32::MIN; R];
-        let mut totals = [0f32; R];
-        sums.fill(0.0);
-        let blocks = self.k.chunks(BLOCK * dim).zip(self.v.chunks(BLOCK * dim));
-        for (start, (k, v)) in (self.first..).step_by(BLOCK).zip(blocks) {
-            let count = k.len() / dim;
-            let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
-            for (key, k) in (0..BLOCK).zip(k.chunks_exact(dim)) {
-                let dots = dots::<R, T>(self.q, k);
-                for r in 0..R {
-                    scores[r][key] = dots[r];
+    fn pass<const R: usize>(&mut self, first: usize) {
+        let (args, dim) = (self.args, self.args.dim);
+        let mut q: Vec<Lanes<R>> = vec![[[0.0; LANES]; R]; dim.div_ceil(LANES)];
+        for r in 0..R {
+            let at = args.at(self.batch, self.kv_head, first + r);
+            let row = args.q[at..at + dim].chunks(LANES);
+            for (q, row) in q.iter_mut().zip(row) {
+                for (q, value) in q[r].iter_mut().zip(row) {
+                    *q = value.to_f32() * args.scale;
                 }
             }
+        }
+        let keys = self.keys.start * dim..self.keys.end * dim;
+        let k = &args.k.head(self.batch, self.kv_head, args.keys, dim)[keys.clone()];
+        let v = &args.v.head(self.batch, self.kv_head, args.keys, dim)[keys];
+
+        let mut largest = [f32::MIN; R];
+        let mut totals = [0f32; R];
+        let mut sums: Vec<Lanes<R>> = vec![[[0.0; LANES]; R]; q.len()];
+        let blocks = k.chunks(BLOCK * dim).zip(v.chunks(BLOCK * dim));
+        for (start, (k, v)) in (self.keys.start..).step_by(BLOCK).zip(blocks) {
+            let count = k.len() / dim;
+            let mut products = [[[0f32; LANES]; BLOCK]; R];
+            for (key, k) in (0..BLOCK).zip(k.chunks_exact(dim)) {
+                let sums = multiply::<R, T>(&q, k);
+                each_row!(R, r => products[r][key] = sums[r]);
+            }
+            let mut scores = [[f32::NEG_INFINITY; BLOCK]; R];
+            for (scores, products) in scores.iter_mut().zip(&products) {
+                add_up(&products[..count], &mut scores[..count]);
+            }
+            let mut factors = [0f32; R];
             for r in 0..R {
                 let scores = &mut scores[r];
-                let seen = seen(r);
+                let seen = args.seen(first + r);
                 let before = seen.start.saturating_sub(start).min(count);
                 let end = seen.end.saturating_sub(start).min(count);
                 scores[..before].fill(f32::NEG_INFINITY);
                 scores[end..count].fill(f32::NEG_INFINITY);
-                let factor = weigh(scores, &mut largest[r], &mut totals[r]);
-                for sum in &mut sums[r * padded..][..padded] {
-                    *sum *= factor;
-                }
+                factors[r] = weigh(scores, &mut largest[r], &mut totals[r]);
             }
-            let pairs = dim / (2 * LANES);
-            for pair in 0..pairs {
-                add_values::<R, 2, T>(v, dim, 2 * pair * LANES, &scores, sums);
+            // Whole lanes, two at a time, then one, then part of one.
+            let (whole, part) = sums.split_at_mut(dim / LANES);
+            let (pairs, single) = whole.as_chunks_mut::<2>();
+            let mut start = 0;
+            for sums in pairs {
+                add_values::<R, 2, T>(v, dim, start, &scores, &factors, sums);
+                start += 2 * LANES;
             }
-            for start in (pairs * 2 * LANES..dim).step_by(LANES) {
-                add_values::<R, 1, T>(v, dim, start, &scores, sums);
+            for sums in single.as_chunks_mut::<1>().0 {
+                add_values::<R, 1, T>(v, dim, start, &scores, &factors, sums);
+                start += LANES;
+            }
+            for sums in part {
+                add_rest::<R, T>(v, dim, start, &scores, &factors, sums);
             }
         }
-        let rows = sums
-            .chunks_exact(padded)
-            .zip(partial.chunks_exact_mut(dim + 2));
-        for (r, (sums, partial)) in rows.enumerate() {
-            partial[..dim].copy_from_slice(&sums[..dim]);
-            partial[dim..].copy_from_slice(&[largest[r], totals[r]]);
-        }
-    }
-}
-
-/// The dot products of a key with R rows.
-#[inline(always)]
-fn dots<const R: usize, T: Element>(q: &[f32], k: &[T]) -> [f32; R] {
-    let padded = k.len().next_multiple_of(LANES);
-    let mut sums = [[0f32; LANES]; R];
-    let mut add = |at: usize, k: [f32; LANES]| {
         for r in 0..R {
-            let q = &q[r * padded + at..][..LANES];
-            for i in 0..LANES {
-                sums[r][i] += q[i] * k[i];
+            let partial = &mut self.partial[(first + r) * (dim + 2)..][..dim + 2];
+            for (partial, sums) in partial[..dim].chunks_mut(LANES).zip(&sums) {
+                partial.copy_from_slice(&sums[r][..partial.len()]);
             }
+            partial[dim] = largest[r];
+            partial[dim + 1] = totals[r];
         }
-    };
-    let (chunks, rest) = k.as_chunks::<LANES>();
-    for (index, k) in chunks.iter().enumerate() {
-        add(index * LANES, k.map(T::to_f32));
     }
-    if !rest.is_empty() {
-        add(chunks.len() * LANES, widen_part(rest));
-    }
-    sums.map(lanes::sum)
 }
 
-/// Up to `LANES` elements, and zeros after them.
+/// The products of a key with R rows, added up in lanes.
 #[inline(always)]
-fn widen_part<T: Element>(part: &[T]) -> [f32; LANES] {
+fn multiply<const R: usize, T: Element>(q: &[Lanes<R>], k: &[T]) -> Lanes<R> {
+    let mut sums = [[0f32; LANES]; R];
+    let (chunks, rest) = k.as_chunks::<LANES>();
+    for (q, k) in q.iter().zip(chunks) {
+        let k = widen(k);
+        each_row!(R, r => add_product(&mut sums[r], &q[r], &k));
+    }
+    if let (false, Some(q)) = (rest.is_empty(), q.last()) {
+        let k = widen_part(rest);
+        each_row!(R, r => add_product(&mut sums[r], &q[r], &k));
+    }
+    sums
+}
+
+/// Adds up the lanes of each key.
+#[inline(always)]
+fn add_up(products: &[[f32; LANES]], scores: &mut [f32]) {
+    for (lanes, score) in products.iter().zip(scores) {
+        let mut parts = [0f32; 4];
+        for i in 0..4 {
+            parts[i] = (lanes[i] + lanes[i + 4]) + (lanes[i + 8] + lanes[i + 12]);
+        }
+        // A vector of four so far. Unless they are seen to be needed in memory, compilers add lane by lane from the
+        // start, or gather the lanes of many keys.
+        let parts = std::hint::black_box(&parts);
+        *score = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    }
+}
+
+/// `sums += a · b`
+#[inline(always)]
+fn add_product(sums: &mut [f32; LANES], a: &[f32; LANES], b: &[f32; LANES]) {
+    for i in 0..LANES {
+        sums[i] += a[i] * b[i];
+    }
+}
+
+#[inline(always)]
+fn widen<T: Element>(values: &[T; LANES]) -> [f32; LANES] {
     let mut wide = [0f32; LANES];
-    for (wide, value) in wide.iter_mut().zip(part) {
+    for i in 0..LANES {
+        wide[i] = values[i].to_f32();
+    }
+    wide
+}
+
+/// Fewer than `LANES` elements, and zeros after them.
+#[inline(always)]
+fn widen_part<T: Element>(values: &[T]) -> [f32; LANES] {
+    let mut wide = [0f32; LANES];
+    for (wide, value) in wide.iter_mut().zip(values) {
         *wide = value.to_f32();
     }
     wide
@@ -252,36 +271,52 @@ fn weigh(scores: &mut [f32; BLOCK], largest: &mut f32, total: &mut f32) -> f32 {
     factor
 }
 
-/// Adds `weights · v` to the sums, for `P · LANES` columns from `start` on, of which the last may be missing.
+/// Multiplies sums with `factors` and adds `weights · v`, for `P · LANES` columns from `start` on.
 #[inline(always)]
 fn add_values<const R: usize, const P: usize, T: Element>(
     v: &[T],
     dim: usize,
     start: usize,
     weights: &[[f32; BLOCK]; R],
-    sums: &mut [f32],
+    factors: &[f32; R],
+    sums: &mut [Lanes<R>; P],
 ) {
-    let padded = dim.next_multiple_of(LANES);
-    let mut lanes = [[[0f32; LANES]; P]; R];
+    let mut all = *sums;
+    for all in &mut all {
+        rescale(all, factors);
+    }
     for (key, v) in (0..BLOCK).zip(v.chunks_exact(dim)) {
-        let v = &v[start..];
+        let v = &v[start..start + P * LANES].as_chunks::<LANES>().0;
         for p in 0..P {
-            let v = &v[p * LANES..];
-            let v = match v.first_chunk::<LANES>() {
-                Some(v) => v.map(T::to_f32),
-                None => widen_part(v),
-            };
-            for r in 0..R {
-                for i in 0..LANES {
-                    lanes[r][p][i] += weights[r][key] * v[i];
-                }
-            }
+            let v = widen(&v[p]);
+            each_row!(R, r => add_product(&mut all[p][r], &[weights[r][key]; LANES], &v));
         }
     }
-    for r in 0..R {
-        let sums = &mut sums[r * padded + start..][..P * LANES];
-        for (sum, lane) in sums.iter_mut().zip(lanes[r].as_flattened()) {
-            *sum += lane;
+    *sums = all;
+}
+
+/// As [`add_values`] for the columns from `start` on, which are fewer than `LANES`.
+#[inline(always)]
+fn add_rest<const R: usize, T: Element>(
+    v: &[T],
+    dim: usize,
+    start: usize,
+    weights: &[[f32; BLOCK]; R],
+    factors: &[f32; R],
+    sums: &mut Lanes<R>,
+) {
+    rescale(sums, factors);
+    for (key, v) in (0..BLOCK).zip(v.chunks_exact(dim)) {
+        let v = widen_part(&v[start..]);
+        each_row!(R, r => add_product(&mut sums[r], &[weights[r][key]; LANES], &v));
+    }
+}
+
+#[inline(always)]
+fn rescale<const R: usize>(sums: &mut Lanes<R>, factors: &[f32; R]) {
+    for (sums, factor) in sums.iter_mut().zip(factors) {
+        for sum in sums {
+            *sum *= factor;
         }
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn attention<I: Isa, T: Element>(isa: I, args: &Attention<'_, T>, out
     let blocks = args.rows().div_ceil(ROWS);
     share(
         heads * blocks,
-        || Scratch::new(I::FEATURES, args.dim),
+        || Scratch::new::<I>(args.dim),
         |scratch, task| {
             // The last rows see most keys: they are handed out first.
             let (block, head) = (blocks - 1 - task / heads, task % heads);
@@ -58,8 +58,8 @@ struct Scratch {
     k: Vec<f32>,
     /// Tiles of columns of the values, `[KEYS][height]` each.
     v: Vec<f32>,
-    /// A row of keys or values.
-    row: Vec<f32>,
+    /// `[height][D]`: the keys of a tile.
+    rows: Vec<f32>,
     /// `[KEYS][F]`: scores, then weights.
     scores: Vec<f32>,
     /// `[height][F]`: what a tile of values comes to.
@@ -73,16 +73,17 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn new(lanes: usize, dim: usize) -> Self {
+    fn new<I: Isa>(dim: usize) -> Self {
+        let lanes = I::FEATURES;
         let rows = ROWS.next_multiple_of(lanes);
         let zeros = |n| vec![0f32; n];
         Self {
             q: zeros(rows * dim),
             k: zeros(KEYS * dim),
             v: zeros(KEYS * dim),
-            row: zeros(dim),
+            rows: zeros(I::ROWS * dim),
             scores: zeros(KEYS * lanes),
-            sums: zeros(dim * lanes),
+            sums: zeros(I::ROWS * lanes),
             totals: zeros(rows * dim),
             largest: zeros(rows),
             weights: zeros(rows),
@@ -106,18 +107,18 @@ impl<I: Isa, T: Element> Job for Rows<'_, I, T> {
 
     #[inline(always)]
     fn run(self) {
-        match I::FEATURES {
-            8 => self.with_lanes::<8>(),
-            16 => self.with_lanes::<16>(),
-            32 => self.with_lanes::<32>(),
-            lanes => unreachable!("tiles of {lanes} features"),
+        match (I::FEATURES, I::ROWS) {
+            (8, 4) => self.with_tiles::<8, 4>(),
+            (16, 6) => self.with_tiles::<16, 6>(),
+            (32, 12) => self.with_tiles::<32, 12>(),
+            (lanes, height) => unreachable!("tiles of {height} rows and {lanes} features"),
         }
     }
 }
 
 impl<I: Isa, T: Element> Rows<'_, I, T> {
     #[inline(always)]
-    fn with_lanes<const F: usize>(self) {
+    fn with_tiles<const F: usize, const H: usize>(self) {
         let Self {
             isa,
             args,
@@ -145,8 +146,8 @@ impl<I: Isa, T: Element> Rows<'_, I, T> {
             let end = keys.end.min(start + KEYS);
             let count = end - start;
             let (k, v) = (&k[start * dim..end * dim], &v[start * dim..end * dim]);
-            pack_keys(k, dim, I::ROWS, &mut scratch.row, &mut scratch.k);
-            pack_values(v, dim, I::ROWS, &mut scratch.row, &mut scratch.v);
+            pack_keys::<H, T>(k, dim, &mut scratch.rows, &mut scratch.k);
+            pack_values::<H, T>(v, dim, &mut scratch.v);
             for (index, tile) in tiles.iter().enumerate() {
                 // Of this block's keys, those that some row sees.
                 let count = tile.end.saturating_sub(start).min(count);
@@ -155,8 +156,8 @@ impl<I: Isa, T: Element> Rows<'_, I, T> {
                 }
                 let q = &scratch.q[index * dim * F..][..dim * F];
                 let scores = &mut scratch.scores[..];
-                for first in (0..count).step_by(I::ROWS) {
-                    let height = I::ROWS.min(end - start - first);
+                for first in (0..count).step_by(H) {
+                    let height = H.min(end - start - first);
                     let k = &scratch.k[first * dim..][..height * dim];
                     isa.tile_f32(height, k, q, &mut scores[first * F..]);
                 }
@@ -168,7 +169,7 @@ impl<I: Isa, T: Element> Rows<'_, I, T> {
                 let scores = scores.as_flattened();
                 let mut first = 0;
                 while first < dim {
-                    let height = I::ROWS.min(dim - first);
+                    let height = H.min(dim - first);
                     let v = &scratch.v[first * (end - start)..][..height * count];
                     isa.tile_f32(height, v, scores, &mut scratch.sums);
                     let totals = &mut scratch.totals[(index * dim + first) * F..][..height * F];
@@ -296,39 +297,50 @@ fn weigh<const F: usize>(
     factors
 }
 
-/// Writes keys `[n, D]` as tiles of up to `height` keys, `[D][height]` each.
+/// Writes keys `[n, D]` as tiles of up to H keys, `[D][height]` each. `rows` is room for H keys.
 #[inline(always)]
-fn pack_keys<T: Element>(k: &[T], dim: usize, height: usize, row: &mut [f32], tiles: &mut [f32]) {
-    let chunks = k.chunks(height * dim).zip(tiles.chunks_mut(height * dim));
-    for (k, tile) in chunks {
+fn pack_keys<const H: usize, T: Element>(k: &[T], dim: usize, rows: &mut [f32], tiles: &mut [f32]) {
+    for (k, tile) in k.chunks(H * dim).zip(tiles.chunks_mut(H * dim)) {
         let height = k.len() / dim;
-        for (r, k) in k.chunks_exact(dim).enumerate() {
-            widen(k, row);
-            for (group, &value) in tile.chunks_exact_mut(height).zip(&*row) {
-                group[r] = value;
+        for (row, k) in rows.iter_mut().zip(k) {
+            *row = k.to_f32();
+        }
+        if height == H {
+            for (d, group) in tile.as_chunks_mut::<H>().0.iter_mut().enumerate() {
+                for r in 0..H {
+                    group[r] = rows[r * dim + d];
+                }
+            }
+        } else {
+            for (d, group) in tile.chunks_exact_mut(height).enumerate() {
+                for (r, value) in group.iter_mut().enumerate() {
+                    *value = rows[r * dim + d];
+                }
             }
         }
     }
 }
 
-/// Writes values `[n, D]` as tiles of up to `height` columns, `[n][height]` each.
+/// Writes values `[n, D]` as tiles of up to H columns, `[n][height]` each.
 #[inline(always)]
-fn pack_values<T: Element>(v: &[T], dim: usize, height: usize, row: &mut [f32], tiles: &mut [f32]) {
+fn pack_values<const H: usize, T: Element>(v: &[T], dim: usize, tiles: &mut [f32]) {
     let count = v.len() / dim;
-    for (key, v) in v.chunks_exact(dim).enumerate() {
-        widen(v, row);
-        let mut first = 0;
-        for columns in row.chunks(height) {
-            let at = first * count + key * columns.len();
-            tiles[at..][..columns.len()].copy_from_slice(columns);
-            first += columns.len();
+    let (whole, rest) = tiles[..count * dim].split_at_mut(dim / H * H * count);
+    for (tile, first) in whole.chunks_exact_mut(count * H).zip((0..).step_by(H)) {
+        let rows = tile.as_chunks_mut::<H>().0.iter_mut();
+        for (to, v) in rows.zip(v.chunks_exact(dim)) {
+            let from = &v[first..first + H];
+            for i in 0..H {
+                to[i] = from[i].to_f32();
+            }
         }
     }
-}
-
-#[inline(always)]
-fn widen<T: Element>(from: &[T], to: &mut [f32]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = from.to_f32();
+    let columns = dim % H;
+    if columns > 0 {
+        for (to, v) in rest.chunks_exact_mut(columns).zip(v.chunks_exact(dim)) {
+            for (to, from) in to.iter_mut().zip(&v[dim - columns..]) {
+                *to = from.to_f32();
+            }
+        }
     }
 }

@@ -14,20 +14,24 @@
 //! assert_eq!(scales, [2.0 / 448.0]);
 //!
 //! let weight = [1.0, 1.0, 1.0, 2.0, 0.0, -4.0].map(e4m3::encode);
-//! let mut y = [0f32; 2];
+//! let mut outs = [Vec::new()];
 //! cpu::scaled_mm(
+//!     cpu::InstructionSet::best(),
 //!     &cpu::ScaledMm {
 //!         m: 1,
-//!         n: 2,
 //!         k: 3,
 //!         activations: cpu::Activations::Codes { codes: &codes, scales: &scales, scaling: cpu::Scaling::Token },
-//!         weight: &weight,
-//!         weight_scale: &[0.5, 0.25],
-//!         layout: ScaleLayout::Channel,
-//!         bias: None,
+//!         weights: &[cpu::Weight {
+//!             n: 2,
+//!             codes: &weight,
+//!             scales: &[0.5, 0.25],
+//!             layout: ScaleLayout::Channel,
+//!             bias: None,
+//!         }],
 //!     },
-//!     &mut y,
+//!     &mut outs,
 //! );
+//! let [y] = outs;
 //! assert!((y[0] + 0.25).abs() < 1e-6 && y[1].abs() < 1e-6);
 //! ```
 

@@ -1,5 +1,7 @@
 //! Instruction sets: what each has to provide, and the choice among them.
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64::Neon;
 use super::generic::Generic;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::{Avx2, Avx512};
@@ -213,6 +215,9 @@ pub enum InstructionSet {
     /// x86-64 with AVX-512 F, BW, VL, VBMI and BF16.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    /// 64-bit ARM with NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 impl InstructionSet {
@@ -231,6 +236,8 @@ impl InstructionSet {
             ("avx2", Avx2::new().map(Self::Avx2)),
             #[cfg(target_arch = "x86_64")]
             ("avx512", Avx512::new().map(Self::Avx512)),
+            #[cfg(target_arch = "aarch64")]
+            ("neon", Neon::new().map(Self::Neon)),
         ]
     }
 
@@ -242,6 +249,8 @@ impl InstructionSet {
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
         }
     }
 }
@@ -255,6 +264,8 @@ macro_rules! on {
             $crate::cpu::isa::InstructionSet::Avx2($isa) => $call,
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::isa::InstructionSet::Avx512($isa) => $call,
+            #[cfg(target_arch = "aarch64")]
+            $crate::cpu::isa::InstructionSet::Neon($isa) => $call,
         }
     };
 }

@@ -4,6 +4,8 @@
 //! `x86_64/`, `aarch64/` have the same functions, and [`InstructionSet::best`] picks one while the program runs. All
 //! other loops are portable Rust, compiled once for each instruction set.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod aligned;
 mod attention;
 mod dense_mm;
@@ -26,6 +28,8 @@ mod testing;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::Neon;
 pub use attention::{Attention, Heads, attention};
 pub use dense_mm::dense_mm;
 pub use dequantize::dequantize;

@@ -1,0 +1,5 @@
+//! Inner loops for 64-bit ARM.
+
+mod neon;
+
+pub use neon::Neon;

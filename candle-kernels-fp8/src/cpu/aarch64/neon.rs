@@ -366,11 +366,16 @@ fn pack<S: Source>(block: &Block<'_, S::Weight>, panel: &mut [f32]) {
             }
             // SAFETY: this function has NEON.
             let columns = unsafe { S::columns(&rows) };
-            let groups = panel[start * FEATURES..].chunks_exact_mut(FEATURES);
-            for (column, group) in columns.into_iter().zip(groups).take(len) {
+            let groups = panel[start * FEATURES..].as_chunks_mut::<FEATURES>().0;
+            let store = |(column, group): (float32x4_t, &mut [f32; FEATURES])| {
                 let group: &mut [f32] = &mut group[first..][..LANES];
                 // SAFETY: 4 elements.
                 unsafe { vst1q_f32(group.as_mut_ptr(), column) };
+            };
+            // The same twice, as the compiler keeps columns in registers only if it knows how many there are.
+            match groups.first_chunk_mut::<CHUNK>() {
+                Some(all) => columns.into_iter().zip(all).for_each(store),
+                None => columns.into_iter().zip(groups).for_each(store),
             }
         }
     }

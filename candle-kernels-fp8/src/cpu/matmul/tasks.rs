@@ -3,28 +3,38 @@
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Calls `work` for each task in `0..tasks`, on as many of the pool's threads as there are tasks for. Each thread makes
-/// its own `state` and takes the next task when it is done with one: a thread that starts late or is interrupted
-/// delays nobody by more than a task.
+/// Calls `work` for each task in `0..tasks`, on as many of the pool's threads as there are tasks for; each thread makes
+/// its own `state`.
+///
+/// A thread goes through neighbouring tasks, which are neighbours in memory too: it reads one long stream. When it is
+/// through, it takes what others have left. So one that starts late or is interrupted delays nobody by more than a task.
 pub(in crate::cpu) fn share<S>(
     tasks: usize,
     state: impl Fn() -> S + Sync,
     work: impl Fn(&mut S, usize) + Sync,
 ) {
-    let next = AtomicUsize::new(0);
-    let run = |_| {
+    let threads = rayon::current_num_threads().min(tasks);
+    let edge = |thread: usize| tasks * thread / threads;
+    // The next task of each thread's part, and its end.
+    let parts: Vec<(AtomicUsize, usize)> = (0..threads)
+        .map(|thread| (AtomicUsize::new(edge(thread)), edge(thread + 1)))
+        .collect();
+    let run = |thread: usize| {
         let mut own = None;
-        loop {
-            let task = next.fetch_add(1, Ordering::Relaxed);
-            if task >= tasks {
-                break;
+        for part in 0..threads {
+            let (next, end) = &parts[(thread + part) % threads];
+            loop {
+                let task = next.fetch_add(1, Ordering::Relaxed);
+                if task >= *end {
+                    break;
+                }
+                work(own.get_or_insert_with(&state), task);
             }
-            work(own.get_or_insert_with(&state), task);
         }
     };
-    match rayon::current_num_threads().min(tasks) {
+    match threads {
         0 => {}
         1 => run(0),
-        threads => (0..threads).into_par_iter().with_max_len(1).for_each(run),
+        _ => (0..threads).into_par_iter().with_max_len(1).for_each(run),
     }
 }

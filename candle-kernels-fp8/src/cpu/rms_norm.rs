@@ -61,7 +61,7 @@ pub fn add_rms_norm<T: Element>(
     assert_eq!(x.len(), residual.len(), "as much residual as x");
     assert_eq!(x.len(), sum.len(), "as many sums as x");
     let rows = rows_per_task(k) * k;
-    let task = |(((x, residual), sum), out): (((&[T], &[T]), &mut [T]), &mut [T])| {
+    let task = |x: &[T], residual: &[T], sum: &mut [T], out: &mut [T]| {
         let job = Sums {
             x,
             residual,
@@ -73,13 +73,13 @@ pub fn add_rms_norm<T: Element>(
         on!(set, isa => isa.vectorize(job));
     };
     match x.len() <= rows {
-        true => task((((x, residual), sum), out)),
+        true => task(x, residual, sum, out),
         false => x
             .par_chunks(rows)
             .zip(residual.par_chunks(rows))
             .zip(sum.par_chunks_mut(rows))
             .zip(out.par_chunks_mut(rows))
-            .for_each(task),
+            .for_each(|(((x, residual), sum), out)| task(x, residual, sum, out)),
     }
 }
 

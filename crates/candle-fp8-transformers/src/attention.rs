@@ -1,12 +1,11 @@
 //! Grouped-query attention over a preallocated cache.
 
-use candle_compressed_tensors::{CtLinear, LinearSource, State};
+use candle_compressed_tensors::{CtLinear, LinearSource, State, forward_shared};
 use candle_core::{DType, Tensor};
-use candle_nn::{Module, VarBuilder, ops::softmax_last_dim};
+use candle_nn::{Module, VarBuilder};
 
-use crate::linalg;
 use crate::norm::Norm;
-use crate::plan::{AttentionPlan, QueryBlock};
+use crate::profile::{Part, Timer};
 use crate::{Error, KvCache, ModelConfig, Result};
 
 /// `self_attn` of one decoder layer.
@@ -21,6 +20,8 @@ pub(crate) struct Attention {
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
+    /// Keys that a query sees, itself included; all of them without a window.
+    window: Option<usize>,
     layer: usize,
     prefix: String,
 }
@@ -52,6 +53,7 @@ impl Attention {
             num_heads: config.num_attention_heads,
             num_kv_heads: config.num_key_value_heads,
             head_dim,
+            window: config.sliding_windows[layer],
             layer,
             prefix: vb.prefix(),
         })
@@ -63,74 +65,37 @@ impl Attention {
         &self,
         x: &Tensor,
         (cos, sin): (&Tensor, &Tensor),
-        plan: &AttentionPlan,
         cache: &mut KvCache,
+        timer: Timer<'_>,
     ) -> Result<Tensor> {
         let (batch, len, _) = x.dims3()?;
-        let heads = |y: Tensor, heads| y.reshape((batch, len, heads, self.head_dim));
-        let mut q = heads(self.q_proj.forward(x)?, self.num_heads)?;
-        let mut k = heads(self.k_proj.forward(x)?, self.num_kv_heads)?;
-        let v = heads(self.v_proj.forward(x)?, self.num_kv_heads)?;
+        let heads = |y: &Tensor, heads| y.reshape((batch, len, heads, self.head_dim));
+        let qkv = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let qkv = timer.time(Part::QkvProj, || forward_shared(&qkv, x))?;
+        // [B, L, heads, D], as the projections leave them.
+        let mut q = heads(&qkv[0], self.num_heads)?;
+        let mut k = heads(&qkv[1], self.num_kv_heads)?;
+        let v = heads(&qkv[2], self.num_kv_heads)?;
         if let Some((q_norm, k_norm)) = &self.qk_norms {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+            (q, k) = timer.time(Part::Norms, || {
+                candle_core::Result::Ok((q_norm.forward(&q)?, k_norm.forward(&k)?))
+            })?;
         }
-        // [B, heads, L, D] from here on.
-        let rope =
-            |y: Tensor| candle_nn::rotary_emb::rope(&y.transpose(1, 2)?.contiguous()?, cos, sin);
-        let (q, k) = (rope(q)?, rope(k)?);
-        let v = v.transpose(1, 2)?.contiguous()?;
-        let (k, v) = self.fake_quantization.apply(k, v)?;
-
-        let (keys, values) = cache.append(self.layer, &k, &v)?;
-        let blocks: Vec<Tensor> = plan
-            .blocks
-            .iter()
-            .map(|block| self.attend(&q, &keys, &values, block))
-            .collect::<Result<_>>()?;
-        let y = match blocks.as_slice() {
-            [one] => one.clone(),
-            several => Tensor::cat(several, 2)?,
-        };
-        let y = y
-            .transpose(1, 2)?
-            .reshape((batch, len, self.num_heads * self.head_dim))?;
-        Ok(self.o_proj.forward(&y)?)
-    }
-
-    /// One block of queries of `q [B, Hq, L, D]` over `keys`, `values` `[B, Hkv, T, D]` →
-    /// `[B, Hq, n, D]`. Heads that share keys are stacked as rows of one product, so that keys and
-    /// values are read in place and never repeated.
-    fn attend(
-        &self,
-        q: &Tensor,
-        keys: &Tensor,
-        values: &Tensor,
-        block: &QueryBlock,
-    ) -> Result<Tensor> {
-        let (batch, num_heads, _, head_dim) = q.dims4()?;
-        let (n, t) = (block.query_len, block.key_len);
-        let groups = num_heads / self.num_kv_heads;
-        let stacked = (batch, self.num_kv_heads, groups * n, head_dim);
-
-        let q = q
-            .narrow(2, block.query_start, n)?
-            .contiguous()?
-            .reshape(stacked)?;
-        let keys = keys.narrow(2, block.key_start, t)?;
-        let values = values.narrow(2, block.key_start, t)?;
-
-        let scale = 1.0 / (head_dim as f64).sqrt();
-        let scores = (linalg::matmul_t(&q, &keys)?.to_dtype(DType::F32)? * scale)?;
-        let scores = match &block.mask {
-            None => scores,
-            Some(mask) => scores
-                .reshape((batch, num_heads, n, t))?
-                .broadcast_add(mask)?
-                .reshape((batch, self.num_kv_heads, groups * n, t))?,
-        };
-        let y = linalg::matmul(&softmax_last_dim(&scores)?, &values)?;
-        Ok(y.to_dtype(values.dtype())?
-            .reshape((batch, num_heads, n, head_dim))?)
+        let (q, k) = timer.time(Part::Rope, || {
+            let rope = |y: &Tensor| candle_fp8::rope(y, cos, sin);
+            candle_core::Result::Ok((rope(&q)?, rope(&k)?))
+        })?;
+        let (keys, values) = timer.time(Part::KvCache, || {
+            let (k, v) = (k.transpose(1, 2)?, v.transpose(1, 2)?);
+            let (k, v) = self.fake_quantization.apply(k, v)?;
+            cache.append(self.layer, &k, &v)
+        })?;
+        let y = timer.time(Part::Attention, || {
+            let scale = 1.0 / (self.head_dim as f64).sqrt();
+            candle_fp8::attention(&q, &keys, &values, self.window, scale)
+        })?;
+        let y = y.reshape((batch, len, ()))?;
+        Ok(timer.time(Part::OProj, || self.o_proj.forward(&y))?)
     }
 
     pub(crate) fn linears(&self) -> impl Iterator<Item = (String, &CtLinear)> {

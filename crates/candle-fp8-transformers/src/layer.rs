@@ -2,16 +2,16 @@
 
 use candle_compressed_tensors::{CtLinear, LinearSource, State};
 use candle_core::Tensor;
-use candle_nn::{Module, VarBuilder};
+use candle_nn::VarBuilder;
 
 use crate::attention::Attention;
 use crate::mlp::Mlp;
 use crate::moe::SparseMoe;
 use crate::norm::Norm;
-use crate::plan::AttentionPlan;
+use crate::profile::{Part, Timer};
 use crate::{Architecture, KvCache, ModelConfig, Result};
 
-/// `x += attention(norm(x)); x += mlp(norm(x))`.
+/// `x += attention(norm(x)); x += mlp(norm(x))`, the last addition left to whoever is next.
 #[derive(Debug)]
 pub(crate) struct DecoderLayer {
     input_layernorm: Norm,
@@ -52,22 +52,27 @@ impl DecoderLayer {
         })
     }
 
-    /// `x [B, L, H]` → `[B, L, H]`.
+    /// `stream [B, L, H]` and what is still to be added to it → the same of the next layer: additions are made together
+    /// with the norm that follows them.
     pub(crate) fn forward(
         &self,
-        x: &Tensor,
+        stream: Tensor,
+        update: Option<&Tensor>,
         cos_sin: (&Tensor, &Tensor),
-        plan: &AttentionPlan,
         cache: &mut KvCache,
-    ) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(x)?;
-        let x = (x + self.self_attn.forward(&normed, cos_sin, plan, cache)?)?;
-        let normed = self.post_attention_layernorm.forward(&x)?;
-        let y = match &self.mlp {
-            FeedForward::Dense(mlp) => mlp.forward(&normed)?,
-            FeedForward::Sparse(moe) => moe.forward(&normed)?,
+        timer: Timer<'_>,
+    ) -> Result<(Tensor, Tensor)> {
+        let norm = &self.input_layernorm;
+        let (stream, normed) = timer.time(Part::Norms, || norm.forward_added(stream, update))?;
+        let update = self.self_attn.forward(&normed, cos_sin, cache, timer)?;
+        let norm = &self.post_attention_layernorm;
+        let (stream, normed) =
+            timer.time(Part::Norms, || norm.forward_added(stream, Some(&update)))?;
+        let update = match &self.mlp {
+            FeedForward::Dense(mlp) => mlp.forward(&normed, timer)?,
+            FeedForward::Sparse(moe) => timer.time(Part::Experts, || moe.forward(&normed))?,
         };
-        Ok((x + y)?)
+        Ok((stream, update))
     }
 
     pub(crate) fn linears(&self) -> Vec<(String, &CtLinear)> {

@@ -104,7 +104,6 @@ mod mlp;
 mod model;
 mod moe;
 mod norm;
-mod plan;
 mod profile;
 mod rope;
 pub mod stock;

@@ -19,9 +19,3 @@ pub(crate) fn matmul_t(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let dtype = compute_dtype(w.dtype(), w.device());
     x.to_dtype(dtype)?.matmul(&w.to_dtype(dtype)?.t()?)
 }
-
-/// `x [.., M, K] · w` for `w [.., K, N]`, a view perhaps; the result is in [`compute_dtype`].
-pub(crate) fn matmul(x: &Tensor, w: &Tensor) -> Result<Tensor> {
-    let dtype = compute_dtype(w.dtype(), w.device());
-    x.to_dtype(dtype)?.matmul(&w.to_dtype(dtype)?)
-}

@@ -1,9 +1,10 @@
 //! The gated MLP of a dense layer.
 
-use candle_compressed_tensors::{CtLinear, LinearSource};
+use candle_compressed_tensors::{CtLinear, LinearSource, forward_shared};
 use candle_core::Tensor;
 use candle_nn::{Module, VarBuilder};
 
+use crate::profile::{Part, Timer};
 use crate::{ModelConfig, Result};
 
 /// `down(silu(gate(x)) · up(x))`.
@@ -34,10 +35,13 @@ impl Mlp {
     }
 
     /// `x [B, L, H]` → `[B, L, H]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gate = self.gate_proj.forward(x)?.silu()?;
-        let inner = (gate * self.up_proj.forward(x)?)?;
-        Ok(self.down_proj.forward(&inner)?)
+    pub(crate) fn forward(&self, x: &Tensor, timer: Timer<'_>) -> Result<Tensor> {
+        let gate_up = [&self.gate_proj, &self.up_proj];
+        let gate_up = timer.time(Part::GateUpProj, || forward_shared(&gate_up, x))?;
+        let inner = timer.time(Part::SiluMul, || {
+            candle_fp8::silu_mul(&gate_up[0], &gate_up[1])
+        })?;
+        Ok(timer.time(Part::DownProj, || self.down_proj.forward(&inner))?)
     }
 
     pub(crate) fn linears(&self) -> impl Iterator<Item = (String, &CtLinear)> {

@@ -1,14 +1,11 @@
 //! The language model: embedding, decoder layers, final norm, logits.
 
-use std::collections::BTreeMap;
-
 use candle_compressed_tensors::{CtDenseLinear, CtLinear, LinearSource, State};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Embedding, Module, VarBuilder};
 
 use crate::layer::DecoderLayer;
 use crate::norm::Norm;
-use crate::plan::AttentionPlan;
 use crate::profile::{Part, Profile, Timer};
 use crate::rope::RotaryEmbedding;
 use crate::{Error, KvCache, ModelConfig, Result};
@@ -233,12 +230,7 @@ impl CausalLm {
             .sum()
     }
 
-    fn forward_timed(
-        &self,
-        ids: &Tensor,
-        cache: &mut KvCache,
-        timer: Timer<'_>,
-    ) -> Result<Tensor> {
+    fn forward_timed(&self, ids: &Tensor, cache: &mut KvCache, timer: Timer<'_>) -> Result<Tensor> {
         let hidden = self.hidden(ids, cache, timer)?;
         let last = hidden.dim(1)? - 1;
         let last = hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?;
@@ -259,20 +251,24 @@ impl CausalLm {
         };
         cache.check(batch, len, &self.config, self.dtype, &self.device)?;
         let offset = cache.len();
-        let (cos, sin) = self.rotary.cos_sin(offset, len, self.dtype, &self.device)?;
-        let mut plans = BTreeMap::new();
-        let mut x = self.embed_tokens.forward(ids)?.to_dtype(self.dtype)?;
-        for (layer, &window) in self.layers.iter().zip(&self.config.sliding_windows) {
-            let plan = match plans.entry(window) {
-                std::collections::btree_map::Entry::Occupied(plan) => plan.into_mut(),
-                std::collections::btree_map::Entry::Vacant(slot) => {
-                    slot.insert(AttentionPlan::new(offset, len, window, &self.device)?)
-                }
-            };
-            x = layer.forward(&x, (&cos, &sin), plan, cache)?;
+        let (cos, sin) = timer.time(Part::Positions, || {
+            self.rotary.cos_sin(offset, len, self.dtype, &self.device)
+        })?;
+        let mut stream = timer.time(Part::Embedding, || {
+            self.embed_tokens.forward(ids)?.to_dtype(self.dtype)
+        })?;
+        // What the last layer adds to the stream: added together with the next norm.
+        let mut update = None;
+        for layer in &self.layers {
+            let next;
+            (stream, next) = layer.forward(stream, update.as_ref(), (&cos, &sin), cache, timer)?;
+            update = Some(next);
         }
         cache.advance(len);
-        timer.time(Part::Norms, || Ok(self.norm.forward(&x)?))
+        let (_, normed) = timer.time(Part::Norms, || {
+            self.norm.forward_added(stream, update.as_ref())
+        })?;
+        Ok(normed)
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {

@@ -91,8 +91,11 @@ impl SparseMoe {
     fn expert(&self, expert: usize, x: &Tensor) -> candle_core::Result<Tensor> {
         let gate_up = matmul_t(x, &self.gate_up_proj.get(expert)?)?;
         let inner = gate_up.dim(1)? / 2;
-        let gate = gate_up.narrow(1, 0, inner)?.silu()?;
-        let inner = (gate * gate_up.narrow(1, inner, inner)?)?;
+        let (gate, up) = (
+            gate_up.narrow(1, 0, inner)?,
+            gate_up.narrow(1, inner, inner)?,
+        );
+        let inner = candle_fp8::silu_mul(&gate, &up)?;
         matmul_t(&inner, &self.down_proj.get(expert)?)?.to_dtype(DType::F32)
     }
 

@@ -1,38 +1,46 @@
 //! RMS norm with the rounding of transformers.
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::{Module, RmsNorm, VarBuilder};
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
 
 /// `weight · cast(x / sqrt(mean(x²) + eps))`, the quotient computed in f32 whatever x's dtype.
 #[derive(Debug, Clone)]
 pub(crate) struct Norm {
-    inner: RmsNorm,
+    weight: Tensor,
+    eps: f64,
     prefix: String,
 }
 
 impl Norm {
-    pub(crate) fn load(size: usize, eps: f64, vb: VarBuilder) -> candle_core::Result<Self> {
-        let prefix = vb.prefix();
-        let weight = vb.get(size, "weight")?;
+    pub(crate) fn load(size: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            inner: RmsNorm::new(weight, eps),
-            prefix,
+            weight: vb.get(size, "weight")?,
+            eps,
+            prefix: vb.prefix(),
         })
     }
 
-    pub(crate) fn weight(&self) -> (String, &Tensor) {
-        (format!("{}.weight", self.prefix), self.inner.weight())
+    /// Norms of the rows of `x [.., size]`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        candle_fp8::rms_norm(x, &self.weight, self.eps)
     }
-}
 
-impl Module for Norm {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        // Candle's fused CPU kernel rounds the root mean square itself to x's dtype, which moves
-        // a whole row by up to 2^-9 in BF16. The unfused form rounds where transformers does.
-        if matches!(x.device(), Device::Cpu) && x.dtype() != DType::F32 {
-            self.inner.forward_diff(x)
-        } else {
-            self.inner.forward(x)
+    /// The residual stream with `update` added, and its norm. `None` is no update: the first layer's.
+    pub(crate) fn forward_added(
+        &self,
+        stream: Tensor,
+        update: Option<&Tensor>,
+    ) -> Result<(Tensor, Tensor)> {
+        match update {
+            Some(update) => candle_fp8::add_rms_norm(update, &stream, &self.weight, self.eps),
+            None => {
+                let normed = self.forward(&stream)?;
+                Ok((stream, normed))
+            }
         }
+    }
+
+    pub(crate) fn weight(&self) -> (String, &Tensor) {
+        (format!("{}.weight", self.prefix), &self.weight)
     }
 }

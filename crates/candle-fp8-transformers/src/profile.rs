@@ -13,7 +13,7 @@ pub enum Part {
     Embedding,
     /// Sines, cosines and masks of the new positions.
     Positions,
-    /// RMS norms, and whatever is fused with them: the addition to the residual stream before, quantization after.
+    /// RMS norms, with the additions to the residual stream before them.
     Norms,
     /// Query, key and value projections.
     QkvProj,
@@ -33,15 +33,13 @@ pub enum Part {
     DownProj,
     /// Router and experts of a sparse layer.
     Experts,
-    /// Additions to the residual stream that are not fused with a norm.
-    Residual,
     /// The output projection, which gives the logits.
     LmHead,
 }
 
 impl Part {
     /// All of them, in the order of a forward pass.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 13] = [
         Self::Embedding,
         Self::Positions,
         Self::Norms,
@@ -54,7 +52,6 @@ impl Part {
         Self::SiluMul,
         Self::DownProj,
         Self::Experts,
-        Self::Residual,
         Self::LmHead,
     ];
 
@@ -73,7 +70,6 @@ impl Part {
             Self::SiluMul => "silu_mul",
             Self::DownProj => "down_proj",
             Self::Experts => "experts",
-            Self::Residual => "residual",
             Self::LmHead => "lm_head",
         }
     }

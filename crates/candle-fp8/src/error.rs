@@ -119,6 +119,53 @@ pub(crate) fn shape(
     })
 }
 
+/// Says that a tensor's dimensions are others than expected.
+pub(crate) fn dims(
+    op: &'static str,
+    tensor: &'static str,
+    found: &Tensor,
+    expected: &str,
+) -> Error {
+    Error::Shape {
+        op,
+        tensor,
+        expected: expected.to_string(),
+        found: found.shape().clone(),
+    }
+}
+
+/// Four dimensions, none of them 0; `expected` names them.
+pub(crate) fn dims4(
+    op: &'static str,
+    tensor: &'static str,
+    found: &Tensor,
+    expected: &str,
+) -> Result<(usize, usize, usize, usize), Error> {
+    match *found.dims() {
+        [a, b, c, d] if a * b * c * d > 0 => Ok((a, b, c, d)),
+        _ => Err(dims(op, tensor, found, expected)),
+    }
+}
+
+/// Refuses a tensor that is not of the shape, dtype and device of another, `x`.
+pub(crate) fn same(
+    op: &'static str,
+    tensor: &'static str,
+    found: &Tensor,
+    x: &Tensor,
+) -> Result<(), Error> {
+    shape(op, tensor, found, x.dims(), "as its counterpart")?;
+    if found.dtype() != x.dtype() {
+        return Err(Error::Value {
+            op,
+            tensor,
+            expected: "of the dtype of its counterpart",
+            found: format!("{:?}, not {:?}", found.dtype(), x.dtype()),
+        });
+    }
+    device(op, tensor, found, x.device())
+}
+
 /// The sizes of a weight `[N, K]`, neither of them 0.
 pub(crate) fn weight_dims(
     op: &'static str,

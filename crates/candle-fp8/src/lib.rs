@@ -42,17 +42,26 @@
 //!   two scales; the runs and the bias are added in f32, and the result is cast to the input's dtype once.
 //!
 //! # Devices
-//! The CPU. On CUDA and Metal each op answers with an error that says so. No op can be differentiated: a backward pass
-//! that reaches one ends in an error.
+//! The CPU. On CUDA and Metal each op on FP8 answers with an error that says so. None of them can be differentiated: a
+//! backward pass that reaches one ends in an error.
+//!
+//! What a token needs beside its linears ([`rms_norm`], [`rope`], [`attention`], [`silu_mul`]) has kernels on the CPU; on
+//! other devices, and where gradients are asked for, it is composed of Candle's ops, with the same arithmetic.
 
+mod attention;
 mod dense_mm;
 mod dequantize;
 mod error;
+mod kernel;
 mod quantize;
 mod quantize_weight;
+mod rms_norm;
+mod rope;
 mod scaled_mm;
+mod silu_mul;
 mod storage;
 
+pub use attention::attention;
 pub use candle_kernels_fp8::ScaleLayout;
 pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
@@ -60,4 +69,7 @@ pub use quantize::{
     fake_quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,
 };
 pub use quantize_weight::{Rounding, quantize_weight, weight_scale};
+pub use rms_norm::{add_rms_norm, rms_norm};
+pub use rope::rope;
 pub use scaled_mm::{Input, Quantization, Weight, check_weight, scaled_mm, scaled_mm_many};
+pub use silu_mul::silu_mul;

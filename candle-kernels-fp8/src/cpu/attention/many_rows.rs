@@ -109,6 +109,7 @@ impl<I: Isa, T: Element> Job for Rows<'_, I, T> {
     fn run(self) {
         match (I::FEATURES, I::ROWS) {
             (8, 4) => self.with_tiles::<8, 4>(),
+            (8, 12) => self.with_tiles::<8, 12>(),
             (16, 6) => self.with_tiles::<16, 6>(),
             (32, 12) => self.with_tiles::<32, 12>(),
             (lanes, height) => unreachable!("tiles of {height} rows and {lanes} features"),
@@ -257,9 +258,10 @@ impl<const F: usize> Tile<F> {
             return;
         }
         for (key, scores) in (first as u32..).zip(scores) {
-            for i in 0..F {
-                let seen = (key >= self.starts[i]) & (key < self.ends[i]);
-                scores[i] = if seen { scores[i] } else { f32::NEG_INFINITY };
+            let lanes = scores.iter_mut().zip(&self.starts).zip(&self.ends);
+            for ((score, &start), &end) in lanes {
+                let seen = (key >= start) & (key < end);
+                *score = if seen { *score } else { f32::NEG_INFINITY };
             }
         }
     }

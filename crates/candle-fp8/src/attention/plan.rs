@@ -1,8 +1,6 @@
 //! Which keys each query sees: causal masks, in blocks of queries.
 
-use candle_core::{Device, Tensor};
-
-use crate::Result;
+use candle_core::{Device, Result, Tensor};
 
 /// Queries that are scored at a time. Scores of a block take `B · Hq · 256 · keys · 4` bytes, and
 /// keys after the block's last query are never touched.
@@ -10,26 +8,26 @@ const QUERY_BLOCK: usize = 256;
 
 /// The blocks of one forward pass, for all layers with the same window.
 #[derive(Debug)]
-pub(crate) struct AttentionPlan {
-    pub(crate) blocks: Vec<QueryBlock>,
+pub(super) struct AttentionPlan {
+    pub(super) blocks: Vec<QueryBlock>,
 }
 
 /// A run of queries and the run of keys that at least one of them sees.
 #[derive(Debug)]
-pub(crate) struct QueryBlock {
+pub(super) struct QueryBlock {
     /// First query, counted in this forward pass.
-    pub(crate) query_start: usize,
-    pub(crate) query_len: usize,
+    pub(super) query_start: usize,
+    pub(super) query_len: usize,
     /// First key, counted in the cache.
-    pub(crate) key_start: usize,
-    pub(crate) key_len: usize,
+    pub(super) key_start: usize,
+    pub(super) key_len: usize,
     /// `[query_len, key_len]` F32, 0 or -inf, to be added to the scores; `None`: all keys are seen.
-    pub(crate) mask: Option<Tensor>,
+    pub(super) mask: Option<Tensor>,
 }
 
 impl AttentionPlan {
     /// `len` queries at positions `offset ..`. With a window of w, position p sees `p - w + 1 ..= p`.
-    pub(crate) fn new(
+    pub(super) fn new(
         offset: usize,
         len: usize,
         window: Option<usize>,

@@ -1,0 +1,155 @@
+//! Causal attention over a KV cache.
+
+mod plan;
+
+use candle_core::{D, DType, Result, Tensor};
+use candle_kernels_fp8::cpu::{self, Heads, InstructionSet};
+
+use crate::error::{self, Error};
+use crate::kernel::{self, Float, memory, on_float};
+use plan::{AttentionPlan, QueryBlock};
+
+const OP: &str = "attention";
+const QUERIES: &str = "[B, L, Hq, D], none of them 0";
+const KEYS: &str = "[B, Hkv, T, D], B and D as in q, Hkv a divisor of Hq, T at least L";
+
+/// `softmax(q · keysᵀ · scale) · values` over the keys that each query sees. All arithmetic is in f32; the result is
+/// rounded once.
+///
+/// - `q`: BF16, F16 or F32 `[B, L, Hq, D]`, any strides, as a projection leaves it. Query l is at position `T - L + l` and
+///   sees the keys up to there; with a `window` of w, only the last w of them;
+/// - `keys`, `values`: `[B, Hkv, T, D]` in the dtype of `q`: views of a cache, which are read in place. Query head h reads
+///   head `h / (Hq / Hkv)`.
+///
+/// Gives `[B, L, Hq, D]` in the dtype of `q`.
+///
+/// # Errors
+/// If a dtype, shape or device is not as said above, or `window` is 0.
+pub fn attention(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    window: Option<usize>,
+    scale: f64,
+) -> Result<Tensor> {
+    error::float(OP, "q", q.dtype())?;
+    let (batch, len, heads, dim) = error::dims4(OP, "q", q, QUERIES)?;
+    let (b, kv_heads, total, d) = error::dims4(OP, "keys", keys, KEYS)?;
+    if (b, d) != (batch, dim) || !heads.is_multiple_of(kv_heads) || total < len {
+        return Err(error::dims(OP, "keys", keys, KEYS).into());
+    }
+    error::dtype(OP, "keys", keys.dtype(), &[q.dtype()], "the dtype of q")?;
+    error::device(OP, "keys", keys, q.device())?;
+    error::same(OP, "values", values, keys)?;
+    if window == Some(0) {
+        return Err(Error::Value {
+            op: OP,
+            tensor: "window",
+            expected: "at least 1",
+            found: "0".to_string(),
+        }
+        .into());
+    }
+    if !kernel::serves(&[q, keys, values]) {
+        return composed(q, keys, values, window, scale);
+    }
+    let q = q.contiguous()?;
+    let (keys, values) = (rows_in_order(keys)?, rows_in_order(values)?);
+    fn run<T: Float>(
+        [q, keys, values]: [&Tensor; 3],
+        window: Option<usize>,
+        scale: f64,
+    ) -> Result<Tensor> {
+        let (batch, queries, heads, dim) = q.dims4()?;
+        let (kv_heads, total) = (keys.dim(1)?, keys.dim(2)?);
+        let [q_memory, k_memory, v_memory] = [q, keys, values].map(memory);
+        let q_values = q_memory.values::<T>()?;
+        let args = cpu::Attention {
+            batch,
+            queries,
+            keys: total,
+            heads,
+            kv_heads,
+            dim,
+            window,
+            scale: scale as f32,
+            q: q_values,
+            k: heads_of(k_memory.values()?, keys),
+            v: heads_of(v_memory.values()?, values),
+        };
+        let mut out = vec![T::default(); q_values.len()];
+        cpu::attention(InstructionSet::best(), &args, &mut out);
+        Ok(kernel::tensor(out, q))
+    }
+    on_float!(OP, q.dtype(), T => run::<T>([&q, &keys, &values], window, scale))
+}
+
+/// The tensor, or a copy where the rows of a head `[T, D]` do not follow each other.
+fn rows_in_order(heads: &Tensor) -> Result<Tensor> {
+    let (total, dim) = (heads.dim(2)?, heads.dim(3)?);
+    let stride = heads.stride();
+    match (dim == 1 || stride[3] == 1) && (total == 1 || stride[2] == dim) {
+        true => Ok(heads.clone()),
+        false => heads.force_contiguous(),
+    }
+}
+
+fn heads_of<'a, T>(values: &'a [T], heads: &Tensor) -> Heads<'a, T> {
+    let stride = heads.stride();
+    Heads {
+        values,
+        batch_stride: stride[0],
+        head_stride: stride[1],
+    }
+}
+
+fn composed(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    window: Option<usize>,
+    scale: f64,
+) -> Result<Tensor> {
+    let (len, total) = (q.dim(1)?, keys.dim(2)?);
+    // [B, Hq, L, D]
+    let q = q.transpose(1, 2)?;
+    let plan = AttentionPlan::new(total - len, len, window, q.device())?;
+    let blocks = plan.blocks.iter();
+    let blocks = blocks.map(|block| attend(&q, keys, values, block, scale));
+    let blocks: Vec<Tensor> = blocks.collect::<Result<_>>()?;
+    Tensor::cat(&blocks, 2)?.transpose(1, 2)
+}
+
+/// One block of queries of `q [B, Hq, L, D]` over `keys`, `values` `[B, Hkv, T, D]` → `[B, Hq, n, D]`. Heads that share
+/// keys are stacked as rows of one product, so that keys and values are never repeated.
+fn attend(
+    q: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    block: &QueryBlock,
+    scale: f64,
+) -> Result<Tensor> {
+    let (batch, heads, _, dim) = q.dims4()?;
+    let (n, t, kv_heads) = (block.query_len, block.key_len, keys.dim(1)?);
+    let dtype = q.dtype();
+    let stacked = (batch, kv_heads, heads / kv_heads * n, dim);
+    let q = q.narrow(2, block.query_start, n)?.contiguous()?;
+    let wide = |heads: &Tensor| heads.narrow(2, block.key_start, t)?.to_dtype(DType::F32);
+    let (keys, values) = (wide(keys)?, wide(values)?);
+
+    let q = q.reshape(stacked)?.to_dtype(DType::F32)?;
+    let scores = (q.matmul(&keys.t()?)? * scale)?;
+    let scores = match &block.mask {
+        None => scores,
+        Some(mask) => scores
+            .reshape((batch, heads, n, t))?
+            .broadcast_add(mask)?
+            .reshape((batch, kv_heads, heads / kv_heads * n, t))?,
+    };
+    let weights = scores
+        .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
+        .exp()?;
+    let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
+    let y = weights.matmul(&values)?.to_dtype(dtype)?;
+    y.reshape((batch, heads, n, dim))
+}

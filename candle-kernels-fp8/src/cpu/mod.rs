@@ -36,6 +36,7 @@ pub use dequantize::dequantize;
 pub use element::Element;
 pub use generic::Generic;
 pub use isa::InstructionSet;
+pub use matmul::in_pool;
 pub use quantize::{fake_quantize, quantize_groups, quantize_static, quantize_tensor};
 pub use quantize_weight::{quantize_weight, weight_amax};
 pub use rms_norm::{add_rms_norm, rms_norm};

@@ -162,8 +162,10 @@ impl CausalLm {
     /// # Errors
     /// Those of [`forward`](Self::forward).
     pub fn forward_all(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let hidden = self.hidden(ids, cache, Timer::OFF)?;
-        self.logits(&hidden)
+        self.on_device(|| {
+            let hidden = self.hidden(ids, cache, Timer::OFF)?;
+            self.logits(&hidden)
+        })
     }
 
     /// An empty cache that fits this model: its layers, dtype and device.
@@ -231,10 +233,20 @@ impl CausalLm {
     }
 
     fn forward_timed(&self, ids: &Tensor, cache: &mut KvCache, timer: Timer<'_>) -> Result<Tensor> {
-        let hidden = self.hidden(ids, cache, timer)?;
-        let last = hidden.dim(1)? - 1;
-        let last = hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?;
-        timer.time(Part::LmHead, || self.logits(&last))
+        self.on_device(|| {
+            let hidden = self.hidden(ids, cache, timer)?;
+            let last = hidden.dim(1)? - 1;
+            let last = hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?;
+            timer.time(Part::LmHead, || self.logits(&last))
+        })
+    }
+
+    /// Runs a forward pass where its ops start fastest: on the CPU that is one of the threads that they share.
+    fn on_device<T: Send>(&self, forward: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        match self.device.is_cpu() {
+            true => candle_fp8::in_pool(forward),
+            false => forward(),
+        }
     }
 
     /// Final hidden states `[B, L, H]`, after the last norm.

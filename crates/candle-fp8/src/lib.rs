@@ -63,6 +63,7 @@ mod storage;
 
 pub use attention::attention;
 pub use candle_kernels_fp8::ScaleLayout;
+pub use candle_kernels_fp8::cpu::in_pool;
 pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
 pub use quantize::{

@@ -9,6 +9,7 @@ mod many_rows;
 mod rows;
 mod tasks;
 
+pub use tasks::in_pool;
 pub(super) use tasks::share;
 
 use super::isa::{Block, Isa, Strip};

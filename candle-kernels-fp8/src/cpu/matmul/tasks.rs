@@ -3,6 +3,15 @@
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// Runs `f` on one of the threads of rayon's pool.
+///
+/// A kernel called from another thread wakes the pool and then sleeps until it is through, which takes tens of
+/// microseconds. A kernel called from one of the pool's threads starts to work at once, and so is best called there
+/// when many of them follow each other.
+pub fn in_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    rayon::scope(|_| f())
+}
+
 /// Calls `work` for each task in `0..tasks`, on as many of the pool's threads as there are tasks for; each thread makes
 /// its own `state`.
 ///

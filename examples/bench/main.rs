@@ -33,6 +33,12 @@ use random::RandomWeights;
 use report::{Decode, Model, PeerRate, Prefill, Report};
 use traffic::Traffic;
 
+/// Keeps freed memory. The system's gives large pieces back, and every page of the next prompt is made anew.
+// Not in the unit tests, which several examples share.
+#[cfg(not(test))]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::run(run)
 }

@@ -12,6 +12,10 @@ use std::process::ExitCode;
 use candle_fp8_examples::{STORIES_LLAMA, generate::Example};
 use candle_fp8_transformers::Architecture;
 
+/// Keeps freed memory. The system's gives large pieces back, and every page of the next prompt is made anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let example = Example {
         name: "llama-fp8",

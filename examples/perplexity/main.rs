@@ -71,6 +71,12 @@ What is scored:
   Row i of --logits-out belongs to token i of the text, and predicts token i + 1; the last row of a window predicts
   nothing that is scored.";
 
+/// Keeps freed memory. The system's gives large pieces back, and every page of the next prompt is made anew.
+// Not in the unit tests, which several examples share.
+#[cfg(not(test))]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     cli::run(run)
 }

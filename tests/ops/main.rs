@@ -12,3 +12,4 @@ mod quantize;
 mod quantize_weight;
 mod refusals;
 mod scaled_mm;
+mod token;

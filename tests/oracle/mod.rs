@@ -4,6 +4,8 @@
 //! for one division or product of f32 values that is the correctly rounded one.
 #![allow(dead_code)] // Each test binary uses its own part.
 
+pub(crate) mod token;
+
 pub(crate) mod cases;
 
 /// The value of an E4M3 code: sign, 4 exponent bits with bias 7, 3 mantissa bits; `S.1111.111` is NaN.

@@ -12,6 +12,7 @@ mod dense_mm;
 mod dequantize;
 mod element;
 mod exp;
+mod fill;
 mod generic;
 mod isa;
 mod lanes;

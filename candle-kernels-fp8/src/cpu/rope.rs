@@ -4,13 +4,15 @@
 //! some hundred nanoseconds; those of a prompt of 512 tokens 5 MiB.
 
 use super::element::Element;
+use super::fill::fill;
 use super::isa::{InstructionSet, Isa, Job, on};
 use super::rows_per_task;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Rotates the pairs `(x[i], x[i + D/2])` of each head of `x` `[B, len, heads, dim]` by the angle of its position:
 /// `out[i] = x[i] · cos − x[i + D/2] · sin`, `out[i + D/2] = x[i + D/2] · cos + x[i] · sin`, in f32 between the inputs and
-/// the result. `cos` and `sin` are `[len, dim / 2]`.
+/// the result. `cos` and `sin` are `[len, dim / 2]`. What `out` held is gone.
 ///
 /// # Panics
 /// If `len`, `heads` or `dim` is 0, `dim` is odd, or a slice does not have the length that the sizes ask for.
@@ -20,18 +22,17 @@ pub fn rope<T: Element>(
     x: &[T],
     cos: &[T],
     sin: &[T],
-    out: &mut [T],
+    out: &mut Vec<T>,
 ) {
     assert!(len > 0 && heads > 0 && dim > 0 && dim.is_multiple_of(2));
     let (row, half) = (heads * dim, dim / 2);
     assert_eq!(x.len() % (len * row), 0, "x is [B, len, heads, dim]");
-    assert_eq!(x.len(), out.len(), "as many results as values");
     assert_eq!(cos.len(), len * half, "cos is [len, dim / 2]");
     assert_eq!(sin.len(), len * half, "sin is [len, dim / 2]");
     let rows = rows_per_task(row);
-    let task = |(task, (x, out)): (usize, (&[T], &mut [T]))| {
+    let task = |first: usize, x: &[T], out: &mut [MaybeUninit<T>]| {
         let job = Rotate {
-            first: task * rows,
+            first,
             row,
             half,
             x,
@@ -41,13 +42,16 @@ pub fn rope<T: Element>(
         };
         on!(set, isa => isa.vectorize(job));
     };
-    match x.len() <= rows * row {
-        true => task((0, (x, out))),
-        false => x
-            .par_chunks(rows * row)
-            .zip(out.par_chunks_mut(rows * row))
-            .enumerate()
-            .for_each(task),
+    // SAFETY: tasks cover all of the slice, and each writes its part as a whole.
+    unsafe {
+        fill(out, x.len(), |out| match x.len() <= rows * row {
+            true => task(0, x, out),
+            false => x
+                .par_chunks(rows * row)
+                .zip(out.par_chunks_mut(rows * row))
+                .enumerate()
+                .for_each(|(index, (x, out))| task(index * rows, x, out)),
+        });
     }
 }
 
@@ -59,7 +63,7 @@ struct Rotate<'a, T> {
     x: &'a [T],
     cos: &'a [T],
     sin: &'a [T],
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Job for Rotate<'_, T> {
@@ -81,8 +85,8 @@ impl<T: Element> Job for Rotate<'_, T> {
                 for i in 0..half {
                     let (a, b) = (x_low[i].to_f32(), x_high[i].to_f32());
                     let (cos, sin) = (cos[i].to_f32(), sin[i].to_f32());
-                    low[i] = T::from_f32(a * cos - b * sin);
-                    high[i] = T::from_f32(b * cos + a * sin);
+                    low[i].write(T::from_f32(a * cos - b * sin));
+                    high[i].write(T::from_f32(b * cos + a * sin));
                 }
             }
         }
@@ -110,7 +114,7 @@ mod tests {
             let cos: Vec<T> = random.values(len * half, 1.0);
             let sin: Vec<T> = random.values(len * half, 1.0);
             let results = for_all_sets(|set| {
-                let mut out = vec![T::from_f32(f32::NAN); x.len()];
+                let mut out = vec![T::from_f32(f32::NAN); 3];
                 rope(set, (len, heads, dim), &x, &cos, &sin, &mut out);
                 out
             });

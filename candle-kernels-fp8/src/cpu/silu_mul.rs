@@ -5,36 +5,40 @@
 
 use super::element::Element;
 use super::exp::exp;
+use super::fill::fill;
 use super::isa::{InstructionSet, Isa, Job, on};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Elements of a task.
 const TASK: usize = 1 << 15;
 
-/// `out = T(gate / (1 + exp(-gate)) · up)`, in f32 between the inputs and the result.
+/// `out` becomes `T(gate / (1 + exp(-gate)) · up)`, computed in f32. What it held is gone.
 ///
 /// # Panics
-/// If the slices differ in length.
-pub fn silu_mul<T: Element>(set: InstructionSet, gate: &[T], up: &[T], out: &mut [T]) {
+/// If `gate` and `up` differ in length.
+pub fn silu_mul<T: Element>(set: InstructionSet, gate: &[T], up: &[T], out: &mut Vec<T>) {
     assert_eq!(gate.len(), up.len(), "as many gates as values");
-    assert_eq!(gate.len(), out.len(), "as many results as values");
-    let task = |((gate, up), out): ((&[T], &[T]), &mut [T])| {
+    let task = |gate: &[T], up: &[T], out: &mut [MaybeUninit<T>]| {
         on!(set, isa => isa.vectorize(SiluMul { gate, up, out }));
     };
-    match gate.len() <= TASK {
-        true => task(((gate, up), out)),
-        false => gate
-            .par_chunks(TASK)
-            .zip(up.par_chunks(TASK))
-            .zip(out.par_chunks_mut(TASK))
-            .for_each(task),
+    // SAFETY: tasks cover all of the slice, and each writes its part as a whole.
+    unsafe {
+        fill(out, gate.len(), |out| match gate.len() <= TASK {
+            true => task(gate, up, out),
+            false => gate
+                .par_chunks(TASK)
+                .zip(up.par_chunks(TASK))
+                .zip(out.par_chunks_mut(TASK))
+                .for_each(|((gate, up), out)| task(gate, up, out)),
+        });
     }
 }
 
 struct SiluMul<'a, T> {
     gate: &'a [T],
     up: &'a [T],
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Job for SiluMul<'_, T> {
@@ -44,7 +48,7 @@ impl<T: Element> Job for SiluMul<'_, T> {
     fn run(self) {
         for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
             let gate = gate.to_f32();
-            *out = T::from_f32(gate / (1.0 + exp(-gate)) * up.to_f32());
+            out.write(T::from_f32(gate / (1.0 + exp(-gate)) * up.to_f32()));
         }
     }
 }
@@ -60,7 +64,7 @@ mod tests {
             let mut random = Random::new(n as u64);
             let (gate, up): (Vec<T>, Vec<T>) = (random.values(n, 20.0), random.values(n, 3.0));
             let results = for_all_sets(|set| {
-                let mut out = vec![T::from_f32(f32::NAN); n];
+                let mut out = vec![T::from_f32(f32::NAN); 3];
                 silu_mul(set, &gate, &up, &mut out);
                 out
             });
@@ -87,7 +91,7 @@ mod tests {
     fn far_from_zero() {
         let gate = [100.0, 1e30, f32::INFINITY, -100.0, -1e30, f32::NAN];
         for_all_sets(|set| {
-            let mut out = [7f32; 6];
+            let mut out = vec![7f32; 6];
             silu_mul(set, &gate, &[2.0; 6], &mut out);
             assert_eq!(out[..3], [200.0, 2e30, f32::INFINITY]);
             assert!(out[3..5].iter().all(|&y| y == 0.0));

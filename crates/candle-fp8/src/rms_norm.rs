@@ -24,7 +24,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     fn run<T: Float>(k: usize, x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         let (x_memory, weight) = (memory(x), memory(weight));
         let values = x_memory.values::<T>()?;
-        let mut out = vec![T::default(); values.len()];
+        let mut out = Vec::new();
         let set = InstructionSet::best();
         cpu::rms_norm(set, k, values, weight.values()?, eps as f32, &mut out);
         Ok(kernel::tensor(out, x))
@@ -64,10 +64,7 @@ pub fn add_rms_norm(
     ) -> Result<(Tensor, Tensor)> {
         let [x_memory, residual, weight] = [x, residual, weight].map(memory);
         let values = x_memory.values::<T>()?;
-        let (mut sum, mut out) = (
-            vec![T::default(); values.len()],
-            vec![T::default(); values.len()],
-        );
+        let (mut sum, mut out) = (Vec::new(), Vec::new());
         cpu::add_rms_norm(
             InstructionSet::best(),
             k,

@@ -34,7 +34,7 @@ pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     fn run<T: Float>(sizes: (usize, usize, usize), [x, cos, sin]: [&Tensor; 3]) -> Result<Tensor> {
         let [x_memory, cos, sin] = [x, cos, sin].map(memory);
         let values = x_memory.values::<T>()?;
-        let mut out = vec![T::default(); values.len()];
+        let mut out = Vec::new();
         let set = InstructionSet::best();
         cpu::rope(set, sizes, values, cos.values()?, sin.values()?, &mut out);
         Ok(kernel::tensor(out, x))

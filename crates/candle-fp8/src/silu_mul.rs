@@ -25,7 +25,7 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     fn run<T: Float>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         let (gate_memory, up) = (memory(gate), memory(up));
         let values = gate_memory.values::<T>()?;
-        let mut out = vec![T::default(); values.len()];
+        let mut out = Vec::new();
         cpu::silu_mul(InstructionSet::best(), values, up.values()?, &mut out);
         Ok(kernel::tensor(out, gate))
     }

@@ -6,6 +6,7 @@ use crate::cpu::exp::exp;
 use crate::cpu::isa::{Isa, Job};
 use crate::cpu::lanes;
 use crate::cpu::matmul::share;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Mutex;
 
@@ -27,7 +28,11 @@ const LANES: usize = 16;
 /// Products below which a single thread is done before another is awake.
 const SERIAL: usize = 1 << 20;
 
-pub(super) fn attention<I: Isa, T: Element>(isa: I, args: &Attention<'_, T>, out: &mut [T]) {
+pub(super) fn attention<I: Isa, T: Element>(
+    isa: I,
+    args: &Attention<'_, T>,
+    out: &mut [MaybeUninit<T>],
+) {
     let rows = args.rows();
     let seen = args.seen(0).start..args.seen(rows - 1).end;
     let ranges: Vec<Range<usize>> = (seen.start..seen.end)
@@ -326,7 +331,7 @@ struct Merge<'a, T> {
     args: &'a Attention<'a, T>,
     ranges: usize,
     partials: &'a [f32],
-    out: &'a mut [T],
+    out: &'a mut [MaybeUninit<T>],
 }
 
 impl<T: Element> Job for Merge<'_, T> {
@@ -353,7 +358,7 @@ impl<T: Element> Job for Merge<'_, T> {
                 }
                 let at = args.at(head / args.kv_heads, head % args.kv_heads, row);
                 for (out, sum) in self.out[at..at + dim].iter_mut().zip(&sums) {
-                    *out = T::from_f32(sum / total);
+                    out.write(T::from_f32(sum / total));
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::cpu::exp::exp;
 use crate::cpu::isa::{Isa, Job};
 use crate::cpu::lanes::larger;
 use crate::cpu::matmul::share;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Rows of queries of a task: enough to make up for packing the keys, few enough to stay in a core's second cache.
@@ -18,7 +19,11 @@ const ROWS: usize = 384;
 /// Keys that are packed at a time: a multiple of the heights of all instruction sets' tiles.
 const KEYS: usize = 120;
 
-pub(super) fn attention<I: Isa, T: Element>(isa: I, args: &Attention<'_, T>, out: &mut [T]) {
+pub(super) fn attention<I: Isa, T: Element>(
+    isa: I,
+    args: &Attention<'_, T>,
+    out: &mut [MaybeUninit<T>],
+) {
     let out = Out(out.as_mut_ptr());
     let heads = args.batch * args.kv_heads;
     let blocks = args.rows().div_ceil(ROWS);
@@ -43,7 +48,7 @@ pub(super) fn attention<I: Isa, T: Element>(isa: I, args: &Attention<'_, T>, out
 
 /// Where tasks write different rows.
 #[derive(Clone, Copy)]
-struct Out<T>(*mut T);
+struct Out<T>(*mut MaybeUninit<T>);
 
 // SAFETY: it is a place to write to, and writing is unsafe.
 unsafe impl<T: Send> Send for Out<T> {}
@@ -193,7 +198,7 @@ impl<I: Isa, T: Element> Rows<'_, I, T> {
                 let at = args.at(batch, kv_head, row);
                 for (d, total) in totals.iter().enumerate() {
                     // SAFETY: `out` is as long as `q`, and this task alone has these rows.
-                    unsafe { out.0.add(at + d).write(T::from_f32(total[lane] / weight)) };
+                    unsafe { (*out.0.add(at + d)).write(T::from_f32(total[lane] / weight)) };
                 }
             }
         }

@@ -13,7 +13,9 @@ mod few_rows;
 mod many_rows;
 
 use super::element::Element;
+use super::fill::fill;
 use super::isa::{InstructionSet, Isa, on};
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Heads of keys or values, `[B, H, T, D]` with room between sequences and heads, as in a cache that is longer than what
@@ -62,7 +64,8 @@ pub struct Attention<'a, T> {
     pub v: Heads<'a, T>,
 }
 
-/// Computes `softmax(q · kᵀ · scale) · v` over the keys that each query sees: `out` is `[B, L, Hq, D]`.
+/// Computes `softmax(q · kᵀ · scale) · v` over the keys that each query sees: `out` becomes `[B, L, Hq, D]`. What it held
+/// is gone.
 ///
 /// All arithmetic is in f32; the result is rounded once. How the work is cut depends on the sizes alone, not on the
 /// number of threads, and so do the results. A value that is not finite may reach the queries of the same block that
@@ -70,12 +73,19 @@ pub struct Attention<'a, T> {
 ///
 /// # Panics
 /// If a size is 0, the sizes contradict each other, or a slice is too short for them.
-pub fn attention<T: Element>(set: InstructionSet, args: &Attention<'_, T>, out: &mut [T]) {
-    args.check(out);
-    on!(set, isa => run(isa, args, out));
+pub fn attention<T: Element>(set: InstructionSet, args: &Attention<'_, T>, out: &mut Vec<T>) {
+    args.check();
+    // SAFETY: each row of each head of keys is written, which is all of `[B, L, Hq, D]`.
+    unsafe {
+        fill(
+            out,
+            args.q.len(),
+            |out| on!(set, isa => run(isa, args, out)),
+        )
+    };
 }
 
-fn run<I: Isa, T: Element>(isa: I, args: &Attention<'_, T>, out: &mut [T]) {
+fn run<I: Isa, T: Element>(isa: I, args: &Attention<'_, T>, out: &mut [MaybeUninit<T>]) {
     match args.rows() <= few_rows::MOST {
         true => few_rows::attention(isa, args, out),
         false => many_rows::attention(isa, args, out),
@@ -83,7 +93,7 @@ fn run<I: Isa, T: Element>(isa: I, args: &Attention<'_, T>, out: &mut [T]) {
 }
 
 impl<T: Element> Attention<'_, T> {
-    fn check(&self, out: &[T]) {
+    fn check(&self) {
         let Self {
             batch,
             queries,
@@ -105,7 +115,6 @@ impl<T: Element> Attention<'_, T> {
             batch * queries * heads * dim,
             "q is [B, L, Hq, D]"
         );
-        assert_eq!(self.q.len(), out.len(), "as many results as queries");
         for side in [&self.k, &self.v] {
             side.head(batch - 1, kv_heads - 1, keys, dim);
         }

@@ -104,7 +104,7 @@ impl Case {
         let args = self.args(&data);
         let expected = self.expected(&data);
         for_all_sets(|set| {
-            let mut out = vec![T::from_f32(f32::NAN); data.q.len()];
+            let mut out = vec![T::from_f32(f32::NAN); 3];
             attention(set, &args, &mut out);
             for (i, (found, (expected, largest))) in out.iter().zip(&expected).enumerate() {
                 let found = f64::from(found.to_f32());
@@ -260,7 +260,7 @@ fn what_is_not_finite_reaches_those_that_see_it() {
                 _ => data.v[at..at + case.dim].fill(value),
             }
             for_all_sets(|set| {
-                let mut out = vec![7f32; data.q.len()];
+                let mut out = vec![7f32; 3];
                 attention(set, &case.args(&data), &mut out);
                 let last = out.len() - 4 * case.dim;
                 let (first_head, second_head) = out[last..].split_at(2 * case.dim);

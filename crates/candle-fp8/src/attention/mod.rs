@@ -77,7 +77,7 @@ pub fn attention(
             k: heads_of(k_memory.values()?, keys),
             v: heads_of(v_memory.values()?, values),
         };
-        let mut out = vec![T::default(); q_values.len()];
+        let mut out = Vec::new();
         cpu::attention(InstructionSet::best(), &args, &mut out);
         Ok(kernel::tensor(out, q))
     }

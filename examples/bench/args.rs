@@ -117,8 +117,8 @@ What is measured:
              'bound' says) in the time that was taken. Candle's is the fastest call of candle_nn::Linear on BF16
              activations and weights of the same shape, all weights in one.
   --peer candle
-             The Llama of candle-transformers as it is, all in BF16, on weights as random. After our model has left the
-             memory; at most 8 decode steps a run. '×' is ours divided by theirs.
+             The Llama of candle-transformers as it is, all in BF16, on weights as random, with the same allocator. After
+             our model has left the memory; at most 8 decode steps a run. '×' is ours divided by theirs.
 Logits are checked to be finite in every step; if they are not, the run fails.";
 
 impl Args {

@@ -26,7 +26,7 @@ const BLOCK: usize = 64;
 const LANES: usize = 16;
 
 /// Products below which a single thread is done before another is awake.
-const SERIAL: usize = 1 << 20;
+const SERIAL: usize = 1 << 19;
 
 pub(super) fn attention<I: Isa, T: Element>(
     isa: I,
@@ -139,16 +139,26 @@ impl<T: Element> Rows<'_, T> {
         }
         let keys = self.keys.start * dim..self.keys.end * dim;
         let k = &args.k.head(self.batch, self.kv_head, args.keys, dim)[keys.clone()];
-        let v = &args.v.head(self.batch, self.kv_head, args.keys, dim)[keys];
+        let v = &args.v.head(self.batch, self.kv_head, args.keys, dim)[keys.clone()];
+        // What the thread is likely to go through next: the same keys of the next head.
+        let next_head = match self.kv_head + 1 < args.kv_heads {
+            true => &args.k.head(self.batch, self.kv_head + 1, args.keys, dim)[keys],
+            false => &[],
+        };
 
         let mut largest = [f32::MIN; R];
         let mut totals = [0f32; R];
         let mut sums: Vec<Lanes<R>> = vec![[[0.0; LANES]; R]; q.len()];
         let blocks = k.chunks(BLOCK * dim).zip(v.chunks(BLOCK * dim));
+        // Keys after the block's.
+        let mut after = k;
         for (start, (k, v)) in (self.keys.start..).step_by(BLOCK).zip(blocks) {
+            after = &after[k.len()..];
+            let ahead = if after.is_empty() { next_head } else { after };
             let count = k.len() / dim;
             let mut products = [[[0f32; LANES]; BLOCK]; R];
             for (key, k) in (0..BLOCK).zip(k.chunks_exact(dim)) {
+                fetch(v, key * dim, dim);
                 let sums = multiply::<R, T>(&q, k);
                 each_row!(R, r => products[r][key] = sums[r]);
             }
@@ -171,11 +181,12 @@ impl<T: Element> Rows<'_, T> {
             let (pairs, single) = whole.as_chunks_mut::<2>();
             let mut start = 0;
             for sums in pairs {
-                add_values::<R, 2, T>(v, dim, start, &scores, &factors, sums);
+                let ahead = if start == 0 { ahead } else { &[] };
+                add_values::<R, 2, T>((v, ahead), dim, start, &scores, &factors, sums);
                 start += 2 * LANES;
             }
             for sums in single.as_chunks_mut::<1>().0 {
-                add_values::<R, 1, T>(v, dim, start, &scores, &factors, sums);
+                add_values::<R, 1, T>((v, &[]), dim, start, &scores, &factors, sums);
                 start += LANES;
             }
             for sums in part {
@@ -276,10 +287,27 @@ fn weigh(scores: &mut [f32; BLOCK], largest: &mut f32, total: &mut f32) -> f32 {
     factor
 }
 
-/// Multiplies sums with `factors` and adds `weights · v`, for `P · LANES` columns from `start` on.
+/// Asks for elements `at..at + len` ahead of their use, as far as there are so many. Heads are short, and the processor
+/// finds out by itself only late where they go on.
+#[inline(always)]
+fn fetch<T>(values: &[T], at: usize, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(values) = values.get(at..at + len) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for line in (0..size_of_val(values)).step_by(64) {
+            // SAFETY: every x86-64 has the instruction, and any address will do.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast::<i8>().wrapping_add(line)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, at, len);
+}
+
+/// Multiplies sums with `factors` and adds `weights · v`, for `P · LANES` columns from `start` on. Asks for the rows of
+/// `ahead` on the way.
 #[inline(always)]
 fn add_values<const R: usize, const P: usize, T: Element>(
-    v: &[T],
+    (v, ahead): (&[T], &[T]),
     dim: usize,
     start: usize,
     weights: &[[f32; BLOCK]; R],
@@ -291,6 +319,7 @@ fn add_values<const R: usize, const P: usize, T: Element>(
         rescale(all, factors);
     }
     for (key, v) in (0..BLOCK).zip(v.chunks_exact(dim)) {
+        fetch(ahead, key * dim, dim);
         let v = &v[start..start + P * LANES].as_chunks::<LANES>().0;
         for p in 0..P {
             let v = widen(&v[p]);

@@ -41,17 +41,17 @@ impl Isa for Generic {
         pack(block, bf16::to_f32, panel);
     }
 
-    fn tile(self, rows: usize, a: &[f32], panel: &[f32], sums: &mut [f32]) {
+    fn tile(self, rows: usize, a: &[f32], panel: &[f32], add: bool, sums: &mut [f32]) {
         match rows {
-            1 => tile::<1>(a, panel, sums),
-            2 => tile::<2>(a, panel, sums),
-            3 => tile::<3>(a, panel, sums),
-            _ => tile::<ROWS>(a, panel, sums),
+            1 => tile::<1>(a, panel, add, sums),
+            2 => tile::<2>(a, panel, add, sums),
+            3 => tile::<3>(a, panel, add, sums),
+            _ => tile::<ROWS>(a, panel, add, sums),
         }
     }
 
     fn tile_f32(self, rows: usize, a: &[f32], panel: &[f32], sums: &mut [f32]) {
-        self.tile(rows, a, panel, sums);
+        self.tile(rows, a, panel, false, sums);
     }
 
     fn prefetch<T>(self, _: *const T) {}
@@ -142,8 +142,12 @@ fn pack<W: Copy>(block: &Block<'_, W>, widen: impl Fn(W) -> f32, panel: &mut [f3
     }
 }
 
-fn tile<const R: usize>(a: &[f32], panel: &[f32], out: &mut [f32]) {
+fn tile<const R: usize>(a: &[f32], panel: &[f32], add: bool, out: &mut [f32]) {
+    let out = &mut out[..R * FEATURES];
     let mut sums = [[0f32; FEATURES]; R];
+    if add {
+        sums.as_flattened_mut().copy_from_slice(out);
+    }
     let (a, panel) = (a.as_chunks::<R>().0, panel.as_chunks::<FEATURES>().0);
     for (a, b) in a.iter().zip(panel) {
         for r in 0..R {
@@ -152,5 +156,5 @@ fn tile<const R: usize>(a: &[f32], panel: &[f32], out: &mut [f32]) {
             }
         }
     }
-    out[..R * FEATURES].copy_from_slice(sums.as_flattened());
+    out.copy_from_slice(sums.as_flattened());
 }

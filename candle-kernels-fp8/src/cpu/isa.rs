@@ -40,13 +40,21 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Rearranges a block of BF16 weights into a panel.
     fn pack_bf16(self, block: &Block<'_, bf16>, panel: &mut [Self::Operand]);
 
-    /// `sums[r][f] = Σ a[.][r] · panel[.][f]` for `rows ≤ ROWS` rows of activations and all features of a panel.
+    /// `sums[r][f] = Σ a[.][r] · panel[.][f]` for `rows ≤ ROWS` rows of activations and all features of a panel; with
+    /// `add`, that is added to the sums instead.
     ///
     /// `a` is `[groups][rows][DEPTH]`, `panel` `[groups][FEATURES][DEPTH]`, `sums` `[ROWS][FEATURES]`, of which the
     /// first `rows` are written.
-    fn tile(self, rows: usize, a: &[Self::Operand], panel: &[Self::Operand], sums: &mut [f32]);
+    fn tile(
+        self,
+        rows: usize,
+        a: &[Self::Operand],
+        panel: &[Self::Operand],
+        add: bool,
+        sums: &mut [f32],
+    );
 
-    /// As [`tile`](Self::tile) with f32 operands (`DEPTH` 1).
+    /// As [`tile`](Self::tile) with f32 operands (`DEPTH` 1), never adding.
     fn tile_f32(self, rows: usize, a: &[f32], panel: &[f32], sums: &mut [f32]);
 
     /// Asks for the cache line of an address, which need not be valid.

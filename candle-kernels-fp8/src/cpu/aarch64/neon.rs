@@ -96,7 +96,7 @@ impl Isa for Neon {
         unsafe { pack::<Bf16>(block, panel) }
     }
 
-    fn tile(self, rows: usize, a: &[f32], panel: &[f32], sums: &mut [f32]) {
+    fn tile(self, rows: usize, a: &[f32], panel: &[f32], add: bool, sums: &mut [f32]) {
         let groups = panel.len() / FEATURES;
         assert_eq!(panel.len(), groups * FEATURES);
         assert_eq!(a.len(), groups * rows);
@@ -104,12 +104,12 @@ impl Isa for Neon {
         let (a, b, sums) = (a.as_ptr(), panel.as_ptr(), sums.as_mut_ptr());
         for_rows!(rows, R => {
             // SAFETY: `self` proves that the processor has NEON, and the lengths were checked.
-            unsafe { tile::<R>(a, b, groups, sums) }
+            unsafe { tile::<R>(a, b, groups, add, sums) }
         });
     }
 
     fn tile_f32(self, rows: usize, a: &[f32], panel: &[f32], sums: &mut [f32]) {
-        self.tile(rows, a, panel, sums);
+        self.tile(rows, a, panel, false, sums);
     }
 
     #[inline(always)]
@@ -387,10 +387,21 @@ type Sums = [float32x4_t; FEATURES / LANES];
 /// # Safety
 /// `a` has `groups · R` elements, `b` `groups · FEATURES`, `out` `R · FEATURES`.
 #[target_feature(enable = "neon")]
-unsafe fn tile<const R: usize>(a: *const f32, b: *const f32, groups: usize, out: *mut f32) {
+unsafe fn tile<const R: usize>(
+    a: *const f32,
+    b: *const f32,
+    groups: usize,
+    add: bool,
+    out: *mut f32,
+) {
     let mut sums: [Sums; R] = [[vdupq_n_f32(0.0); FEATURES / LANES]; R];
     // SAFETY: in bounds, as the caller says.
     unsafe {
+        if add {
+            for (i, sum) in sums.as_flattened_mut().iter_mut().enumerate() {
+                *sum = vld1q_f32(out.add(i * LANES));
+            }
+        }
         let (mut a, mut b) = (a, b);
         for _ in 0..groups {
             let panel = [vld1q_f32(b), vld1q_f32(b.add(LANES))];

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Longest run of K in a panel: with the widest panel (32 features in bf16) 64 KiB, which a second cache holds beside the
-/// activations that pass by.
-const DEEP: usize = 1024;
+/// Longest run of K in a panel: with the widest panel and the tallest tile (32 features, 12 rows, in bf16) 33 KiB, which
+/// fit into a first cache of 48 KiB.
+const DEEP: usize = 384;
 
 /// Bytes of weights of a task.
 const TASK: usize = 256 << 10;
@@ -166,8 +166,9 @@ struct Scratch<O> {
     panel: Aligned<O>,
     /// Of a tile with a panel.
     products: Aligned<f32>,
-    /// Scales or biases of a panel's features.
+    /// Of a panel's features.
     scales: Vec<f32>,
+    biases: Vec<f32>,
     /// Of all rows with a panel, `[rows, FEATURES]`. In the result itself rows may lie a power of two apart, where they
     /// push each other out of a cache.
     sums: Aligned<f32>,
@@ -179,6 +180,7 @@ impl<O: Operand> Scratch<O> {
             panel: Aligned::filled(O::default(), DEEP * I::FEATURES),
             products: Aligned::filled(0.0, I::ROWS * I::FEATURES),
             scales: vec![0.0; I::FEATURES],
+            biases: vec![0.0; I::FEATURES],
             sums: Aligned::filled(0.0, rows * I::FEATURES),
         }
     }
@@ -246,36 +248,42 @@ impl<'a, I: Isa, F: Format> Panels<'a, I, F> {
         let block = self.block(first, run);
         let padded = block.len.next_multiple_of(I::DEPTH);
         let next = self.next(first, run);
+        let whole = self.is_whole();
         let Scratch {
             panel,
             products,
             scales,
             sums,
+            ..
         } = &mut *self.scratch;
         let panel = &mut panel[..padded * I::FEATURES];
         F::pack(self.isa, &block, panel);
         if let Some(next) = next {
             next.prefetch(self.isa);
         }
-        let Run { group, block, .. } = self.runs[run];
-        for (scale, feature) in scales.iter_mut().zip(first..self.features.end) {
-            *scale = self.product.scale(feature, block, self.rows.k());
+        if !whole {
+            self.product
+                .fill_scales(scales, first, &self.runs[run], self.rows.k());
         }
         let mut operands = &self.tiles.operands[offset..];
         let mut sums = &mut sums[..];
         for tile in &self.tiles.heights {
             let (a, rest) = operands.split_at(tile.len() * padded);
             operands = rest;
-            self.isa.tile(tile.len(), a, panel, products);
             let (tile_sums, rest) = sums.split_at_mut(tile.len() * I::FEATURES);
             sums = rest;
+            if whole {
+                self.isa.tile(tile.len(), a, panel, run > 0, tile_sums);
+                continue;
+            }
+            self.isa.tile(tile.len(), a, panel, false, products);
             let rows = tile_sums.chunks_exact_mut(I::FEATURES);
-            for ((row, sums), products) in tile
+            let rows = tile
                 .clone()
                 .zip(rows)
-                .zip(products.chunks_exact(I::FEATURES))
-            {
-                let x_scale = self.rows.scale(row, group);
+                .zip(products.chunks_exact(I::FEATURES));
+            for ((row, sums), products) in rows {
+                let x_scale = self.rows.scale(row, self.runs[run].group);
                 let scaled = products.iter().zip(scales.iter());
                 let scaled = scaled.map(|(product, w_scale)| product * (x_scale * w_scale));
                 match run {
@@ -286,17 +294,31 @@ impl<'a, I: Isa, F: Format> Panels<'a, I, F> {
         }
     }
 
+    /// Whether no scale changes along K: sums are added up over all runs and scaled once.
+    #[inline(always)]
+    fn is_whole(&self) -> bool {
+        self.runs
+            .last()
+            .is_none_or(|run| run.group == 0 && run.block == 0)
+    }
+
     /// Writes the results of the output features from `first` on.
     #[inline(always)]
     fn write(&mut self, first: usize) {
         let n = self.product.matrix.n;
         let features = first..self.features.end.min(first + I::FEATURES);
         let planes = self.rows.planes();
+        let whole = self.is_whole();
         let Scratch {
-            scales: biases,
+            scales,
+            biases,
             sums,
             ..
         } = &mut *self.scratch;
+        if whole {
+            self.product
+                .fill_scales(scales, first, &self.runs[0], self.rows.k());
+        }
         for (bias, feature) in biases.iter_mut().zip(features.clone()) {
             *bias = self.product.bias(feature);
         }
@@ -307,6 +329,11 @@ impl<'a, I: Isa, F: Format> Panels<'a, I, F> {
                 sum.iter_mut()
                     .zip(other)
                     .for_each(|(sum, other)| *sum += other);
+            }
+            if whole {
+                let x_scale = self.rows.scale(m * self.rows.planes(), 0);
+                let scaled = sum.iter_mut().zip(scales.iter());
+                scaled.for_each(|(sum, w_scale)| *sum *= x_scale * w_scale);
             }
             // SAFETY: inside `[m, n]`, and this task alone has these features.
             let out = unsafe { self.product.out.row(m * n + first, features.len()) };

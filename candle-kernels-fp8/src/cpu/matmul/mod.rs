@@ -186,6 +186,14 @@ impl<F: Format> Product<'_, F> {
         self.matrix.layout.row(self.matrix.scales, n, k).scales[block]
     }
 
+    /// The scales of the output features from `first` on in a run of K.
+    #[inline(always)]
+    fn fill_scales(&self, scales: &mut [f32], first: usize, run: &Run, k: usize) {
+        for (scale, feature) in scales.iter_mut().zip(first..self.matrix.n) {
+            *scale = self.scale(feature, run.block, k);
+        }
+    }
+
     fn bias(&self, n: usize) -> f32 {
         self.matrix.bias.map_or(0.0, |bias| bias[n])
     }

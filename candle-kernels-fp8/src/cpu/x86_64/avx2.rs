@@ -88,7 +88,7 @@ impl Isa for Avx2 {
         }
     }
 
-    fn tile(self, rows: usize, a: &[f32], panel: &[f32], sums: &mut [f32]) {
+    fn tile(self, rows: usize, a: &[f32], panel: &[f32], add: bool, sums: &mut [f32]) {
         let groups = panel.len() / FEATURES;
         assert_eq!(panel.len(), groups * FEATURES);
         assert_eq!(a.len(), groups * rows);
@@ -97,18 +97,18 @@ impl Isa for Avx2 {
         // SAFETY: `self` proves that the processor has the features, and the lengths were checked.
         unsafe {
             match rows {
-                1 => tile::<1>(a, b, groups, sums),
-                2 => tile::<2>(a, b, groups, sums),
-                3 => tile::<3>(a, b, groups, sums),
-                4 => tile::<4>(a, b, groups, sums),
-                5 => tile::<5>(a, b, groups, sums),
-                _ => tile::<ROWS>(a, b, groups, sums),
+                1 => tile::<1>(a, b, groups, add, sums),
+                2 => tile::<2>(a, b, groups, add, sums),
+                3 => tile::<3>(a, b, groups, add, sums),
+                4 => tile::<4>(a, b, groups, add, sums),
+                5 => tile::<5>(a, b, groups, add, sums),
+                _ => tile::<ROWS>(a, b, groups, add, sums),
             }
         }
     }
 
     fn tile_f32(self, rows: usize, a: &[f32], panel: &[f32], sums: &mut [f32]) {
-        self.tile(rows, a, panel, sums);
+        self.tile(rows, a, panel, false, sums);
     }
 
     #[inline(always)]
@@ -329,10 +329,21 @@ fn transpose(rows: &mut [__m128i; 16]) {
 /// # Safety
 /// `a` has `groups · R` elements, `b` `groups · FEATURES`, `out` `R · FEATURES`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile<const R: usize>(a: *const f32, b: *const f32, groups: usize, out: *mut f32) {
+unsafe fn tile<const R: usize>(
+    a: *const f32,
+    b: *const f32,
+    groups: usize,
+    add: bool,
+    out: *mut f32,
+) {
     let mut sums = [[_mm256_setzero_ps(); 2]; R];
     // SAFETY: in bounds, as the caller says.
     unsafe {
+        if add {
+            for (i, sum) in sums.as_flattened_mut().iter_mut().enumerate() {
+                *sum = _mm256_loadu_ps(out.add(i * 8));
+            }
+        }
         let (mut a, mut b) = (a, b);
         for _ in 0..groups {
             let panel = [_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8))];

@@ -97,7 +97,7 @@ impl Isa for Avx512 {
         unsafe { pack::<Bf16>(block, panel) }
     }
 
-    fn tile(self, rows: usize, a: &[u16], panel: &[u16], sums: &mut [f32]) {
+    fn tile(self, rows: usize, a: &[u16], panel: &[u16], add: bool, sums: &mut [f32]) {
         let groups = panel.len() / (2 * FEATURES);
         assert_eq!(panel.len(), groups * 2 * FEATURES);
         assert_eq!(a.len(), groups * 2 * rows);
@@ -105,7 +105,7 @@ impl Isa for Avx512 {
         let (a, b, sums) = (a.as_ptr(), panel.as_ptr(), sums.as_mut_ptr());
         for_rows!(rows, R => {
             // SAFETY: `self` proves that the processor has the features, and the lengths were checked.
-            unsafe { tile::<R>(a, b, groups, sums) }
+            unsafe { tile::<R>(a, b, groups, add, sums) }
         });
     }
 
@@ -448,10 +448,21 @@ fn transpose(rows: &mut [__m512i; 16]) {
 /// # Safety
 /// `a` has `groups · R` pairs, `b` `groups · FEATURES` pairs, `out` `R · FEATURES` elements.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
-unsafe fn tile<const R: usize>(a: *const u16, b: *const u16, groups: usize, out: *mut f32) {
+unsafe fn tile<const R: usize>(
+    a: *const u16,
+    b: *const u16,
+    groups: usize,
+    add: bool,
+    out: *mut f32,
+) {
     let mut sums = [[_mm512_setzero_ps(); 2]; R];
     // SAFETY: in bounds, as the caller says.
     unsafe {
+        if add {
+            for (i, sum) in sums.as_flattened_mut().iter_mut().enumerate() {
+                *sum = _mm512_loadu_ps(out.add(i * 16));
+            }
+        }
         let (mut a, mut b) = (a.cast::<i32>(), b.cast::<i32>());
         for _ in 0..groups {
             let panel = [

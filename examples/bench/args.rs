@@ -105,9 +105,12 @@ What is measured:
              position, the new one included. Of E experts, those that are touched: k for one sequence; for a batch the
              mean when every token takes k at random, E·(1 - (1 - k/E)^batch) (computed, not counted).
   GB/s       tokens/s × bytes a token, in 10^9 bytes a second.
-  % of read  GB/s of what the machine reads: 512 MiB from first to last, summed up on as many threads as the model has.
-             The best of 8 such reads before everything and 8 after it: others may share the machine. The rate of
-             multiply-adds, of the kind that the matmuls use and from registers alone, is found in the same way. CPU only.
+  read GB/s, % of read
+             What the machine reads meanwhile: 128 MiB from first to last, summed up on as many threads as the model has,
+             after each step, the model's clock standing still; and GB/s of that. A machine that others share is not as
+             fast in one second as in the next, so the rate above the table, the best of 8 reads of 512 MiB before
+             everything and 8 after it, is another. The rate of multiply-adds there, of the kind that the matmuls use and
+             from registers alone, is the better of one before and one after. CPU only.
   --profile  Means over the steps of a decode run, and over 3 prompts. GB/s are of a part's weights and scales, or of
              keys and values; GFLOP/s of the products with weights. 'rest' is what no part accounts for.
   --linears  Each call as the model makes it, quantization of its input and allocation of its result included: the

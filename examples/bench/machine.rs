@@ -5,6 +5,8 @@ use serde::Serialize;
 
 /// Bytes that a streaming read goes through: more than any cache holds.
 pub(crate) const READ_BYTES: u64 = 512 << 20;
+/// Bytes that are read between two steps of a run: more than most caches hold.
+pub(crate) const PAUSE_BYTES: u64 = 128 << 20;
 /// The best of so many reads counts.
 const READS: usize = 8;
 /// For so long registers are multiplied.
@@ -21,6 +23,37 @@ pub(crate) struct Machine {
     pub(crate) read_gb_s: f64,
     /// The matmuls' multiply-add on registers, in 10⁹ floating-point operations a second.
     pub(crate) multiply_gflop_s: f64,
+}
+
+/// Reads between the steps of a run: a machine that others share is not as fast in one second as in the next.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    buffer: Vec<u64>,
+    bytes: f64,
+    seconds: f64,
+}
+
+impl Reader {
+    /// Has read nothing yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            buffer: vec![1; PAUSE_BYTES as usize / 8],
+            bytes: 0.,
+            seconds: 0.,
+        }
+    }
+
+    /// Goes through [`PAUSE_BYTES`].
+    pub(crate) fn read(&mut self) {
+        let bytes = PAUSE_BYTES as f64;
+        self.seconds += bytes / probe::read_bandwidth(&self.buffer);
+        self.bytes += bytes;
+    }
+
+    /// What was read, in 10⁹ bytes a second.
+    pub(crate) fn gb_s(&self) -> f64 {
+        self.bytes / self.seconds / 1e9
+    }
 }
 
 impl Machine {

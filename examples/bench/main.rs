@@ -26,7 +26,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use args::Args;
-use machine::Machine;
+use machine::{Machine, Reader};
 use memory::{Largest, Need};
 use peer::{Peer, StockLlama};
 use random::RandomWeights;
@@ -74,7 +74,7 @@ fn time_linears(args: &Args, dtype: DType, device: &Device, report: &mut Report)
     let machine = before.larger(Machine::measure());
     let times = times.iter().map(|time| time.against(&machine));
     report.linears = times.collect();
-    report.compare_with(machine);
+    report.machine = Some(machine);
     Ok(())
 }
 
@@ -102,10 +102,13 @@ fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -
             "decode: {} of {batch}, context {context}",
             units::plural(args.decode, "step")
         ));
-        let tok_s = measure::decode(&model, batch, context, args.decode)?;
+        let mut reader = device.is_cpu().then(Reader::new);
+        let pause = || reader.iter_mut().for_each(Reader::read);
+        let tok_s = measure::decode(&model, batch, context, args.decode, pause)?;
         let bytes = Traffic::of(&model, batch).token_bytes(context, args.decode);
         let run = (batch, context, args.decode);
-        times.decode.push(Decode::new(run, tok_s, bytes));
+        let read_gb_s = reader.map(|reader| reader.gb_s());
+        times.decode.push(Decode::new(run, tok_s, bytes, read_gb_s));
     }
     if args.profile {
         for tokens in args.prompts() {
@@ -128,7 +131,7 @@ fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -
     }
     report.model = Some(times);
     if let (Some(before), Some(after)) = (before, after) {
-        report.compare_with(before.larger(after));
+        report.machine = Some(before.larger(after));
     }
     Ok(())
 }
@@ -150,7 +153,7 @@ fn time_peer(args: &Args, peer: Peer, device: &Device, times: &mut Model) -> Res
             "{name}: decode: {} of {batch}, context {context}",
             units::plural(steps, "step")
         ));
-        let tok_s = measure::decode(&model, batch, context, steps)?;
+        let tok_s = measure::decode(&model, batch, context, steps, || ())?;
         run.peer = Some(PeerRate::new(name, steps, tok_s, run.tok_s));
     }
     Ok(())

@@ -83,24 +83,28 @@ pub(crate) fn prefill<S: Subject>(model: &S, tokens: usize) -> Result<f64> {
 }
 
 /// Tokens a second of all sequences together: `tokens` greedy steps of `batch` sequences, each of which has `context` (at
-/// least 1) random positions in the cache when the clock starts.
+/// least 1) random positions in the cache when the clock starts. The clock stands still while `pause` runs, after each
+/// step.
 pub(crate) fn decode<S: Subject>(
     model: &S,
     batch: usize,
     context: usize,
     tokens: usize,
+    mut pause: impl FnMut(),
 ) -> Result<f64> {
     let mut cache = model.cache(batch, context + tokens)?;
     let mut sampler = Sampler::default();
     let mut next = fill_cache(model, batch, context, &mut cache, &mut sampler)?;
-    let start = Instant::now();
+    let mut time = Duration::ZERO;
     for _ in 0..tokens {
+        let start = Instant::now();
         let ids = column(&next, model.device())?;
         next = sampler.sample(&model.forward(&ids, &mut cache)?)?;
+        time += start.elapsed();
+        pause();
     }
-    let time = start.elapsed().as_secs_f64();
     sampler.check("while decoding")?;
-    Ok((tokens * batch) as f64 / time)
+    Ok((tokens * batch) as f64 / time.as_secs_f64())
 }
 
 /// Puts `context` (at least 1) random positions of `batch` sequences into an empty cache; gives the token sampled after

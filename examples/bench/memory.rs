@@ -87,14 +87,17 @@ impl Plan {
         let queries = runs.tokens.min(256 * runs.batch) as f64;
         let scores = 3. * config.num_attention_heads as f64 * queries * runs.context as f64;
         let floats = runs.tokens as f64 * token as f64 + scores;
-        // The machine's own ceilings are measured while the model is there, but does not run.
-        let probe = if self.cpu { machine::READ_BYTES } else { 0 };
+        // The machine's own ceilings are measured while the model is there, but does not run; and between steps.
+        let (probe, pause) = match self.cpu {
+            true => (machine::READ_BYTES, machine::PAUSE_BYTES),
+            false => (0, 0),
+        };
         let positions = runs.positions as f64;
         Ok(Need {
             weights: bytes.load(Ordering::Relaxed),
             // Casts from floats saturate.
             cache: (positions * config.kv_bytes_per_position(self.dtype) as f64) as u64,
-            work: ((4. * floats) as u64).max(probe),
+            work: ((4. * floats) as u64 + pause).max(probe),
         })
     }
 

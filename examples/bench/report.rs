@@ -21,7 +21,7 @@ pub(crate) struct Report {
     dtype: &'static str,
     /// What the machine can do; known for a CPU.
     #[serde(skip_serializing_if = "Option::is_none")]
-    machine: Option<Machine>,
+    pub(crate) machine: Option<Machine>,
     #[serde(flatten)]
     pub(crate) model: Option<Model>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -68,7 +68,10 @@ pub(crate) struct Decode {
     pub(crate) bytes_per_token: f64,
     /// `tok_s · bytes_per_token`, in 10⁹ bytes a second.
     pub(crate) gb_s: f64,
-    /// `gb_s` of the machine's read bandwidth, in percent.
+    /// Of a streaming read between the steps, in 10⁹ bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_gb_s: Option<f64>,
+    /// `gb_s` of that, in percent.
     #[serde(skip_serializing_if = "Option::is_none")]
     read_percent: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -92,15 +95,18 @@ impl Decode {
         (batch, context, tokens): (usize, usize, usize),
         tok_s: f64,
         bytes_per_token: f64,
+        read_gb_s: Option<f64>,
     ) -> Self {
+        let gb_s = tok_s * bytes_per_token / 1e9;
         Self {
             batch,
             context,
             tokens,
             tok_s,
             bytes_per_token,
-            gb_s: tok_s * bytes_per_token / 1e9,
-            read_percent: None,
+            gb_s,
+            read_gb_s,
+            read_percent: read_gb_s.map(|read| 100. * gb_s / read),
             peer: None,
         }
     }
@@ -151,15 +157,6 @@ impl Report {
             model: None,
             linears: Vec::new(),
         }
-    }
-
-    /// Compares the decode steps with what the machine can do.
-    pub(crate) fn compare_with(&mut self, machine: Machine) {
-        let runs = self.model.iter_mut().flat_map(|model| &mut model.decode);
-        for run in runs {
-            run.read_percent = Some(100. * run.gb_s / machine.read_gb_s);
-        }
-        self.machine = Some(machine);
     }
 }
 
@@ -215,6 +212,7 @@ fn runs(model: &Model, machine: bool) -> Table {
         ("GB/s".into(), Align::Right),
     ];
     if machine {
+        columns.push(("read GB/s".into(), Align::Right));
         columns.push(("% of read".into(), Align::Right));
     }
     if let Some(peer) = peer {
@@ -236,7 +234,12 @@ fn runs(model: &Model, machine: bool) -> Table {
             String::new(),
             String::new(),
         ];
-        row.extend(machine.then(String::new));
+        row.extend(
+            machine
+                .then(|| [String::new(), String::new()])
+                .into_iter()
+                .flatten(),
+        );
         row.extend(against(&run.peer));
         table.row(row);
     }
@@ -250,7 +253,8 @@ fn runs(model: &Model, machine: bool) -> Table {
             units::significant(run.bytes_per_token / 1e6),
             units::significant(run.gb_s),
         ];
-        row.extend(run.read_percent.map(units::significant));
+        let read = [run.read_gb_s, run.read_percent];
+        row.extend(read.into_iter().flatten().map(units::significant));
         row.extend(against(&run.peer));
         table.row(row);
     }

@@ -78,11 +78,8 @@ fn dot_rows<const M: usize, W: Copy>(
 ) {
     strip.rows(M, LANES, out);
     let mut scales = strip.scales.chunks_exact(M);
-    for (row, out) in strip
-        .weights
-        .chunks_exact(strip.k)
-        .zip(out.chunks_exact_mut(M))
-    {
+    let rows = strip.weights.chunks(strip.pitch);
+    for (row, out) in rows.zip(out.chunks_exact_mut(M)) {
         out.fill(0.0);
         let (mut start, mut x_start) = (0, 0);
         for &len in strip.runs {

@@ -73,12 +73,14 @@ pub(crate) trait Job {
     fn run(self) -> Self::Output;
 }
 
-/// Whole rows of a weight, to be multiplied with M rows of activations.
+/// Rows of a weight, or a stretch of K of each, to be multiplied with M rows of activations.
 #[derive(Clone, Copy)]
 pub(crate) struct Strip<'a, W, X> {
-    /// `[rows, k]`.
+    /// From the first row's first element to the last row's last.
     pub(crate) weights: &'a [W],
-    /// Elements of a row.
+    /// Elements from one row to the next.
+    pub(crate) pitch: usize,
+    /// Elements of each row, at most `pitch`.
     pub(crate) k: usize,
     /// M rows of `stride` operands: the runs of K one after the other, each padded with zeros to whole `CHUNK`s.
     pub(crate) x: &'a [X],
@@ -94,13 +96,14 @@ impl<W, X> Strip<'_, W, X> {
     /// Number of weight rows; panics unless everything has the length that `m` activation rows and `chunk` ask for, and
     /// `out` is `[rows][m]`.
     pub(crate) fn rows(&self, m: usize, chunk: usize, out: &[f32]) -> usize {
-        let rows = self.weights.len() / self.k;
+        let rows = self.weights.len().div_ceil(self.pitch);
         let padded: usize = self
             .runs
             .iter()
             .map(|run| run.next_multiple_of(chunk))
             .sum();
-        assert_eq!(self.weights.len(), rows * self.k);
+        assert!(rows > 0 && self.weights.len() == (rows - 1) * self.pitch + self.k);
+        assert!(self.k <= self.pitch);
         assert_eq!(self.runs.iter().sum::<usize>(), self.k);
         assert!(self.stride >= padded && self.x.len() >= (m - 1) * self.stride + padded);
         assert_eq!(self.scales.len(), rows * self.runs.len() * m);

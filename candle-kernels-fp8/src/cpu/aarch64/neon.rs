@@ -283,7 +283,7 @@ fn dot_rows<const M: usize, S: Source>(strip: &Strip<'_, S::Weight, f32>, out: &
     for (row, out) in out.chunks_exact_mut(M).enumerate().take(rows) {
         let mut totals = [vdupq_n_f32(0.0); M];
         let mut nan = vdupq_n_u8(0);
-        let mut w = strip.weights[row * strip.k..].as_ptr();
+        let mut w = strip.weights[row * strip.pitch..].as_ptr();
         let mut x = strip.x.as_ptr();
         for &run in strip.runs {
             // SAFETY: `Strip::rows` checked that all weights, operands and scales of the runs exist.

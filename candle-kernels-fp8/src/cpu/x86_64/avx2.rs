@@ -192,6 +192,10 @@ fn any_nan(largest: __m128i) -> bool {
     _mm_movemask_epi8(_mm_cmpeq_epi8(largest, _mm_set1_epi8(-2))) != 0
 }
 
+#[expect(
+    clippy::needless_range_loop,
+    reason = "an index goes with weights, activations and sums"
+)]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_rows<const M: usize, S: Source>(strip: &Strip<'_, S::Weight, f32>, out: &mut [f32]) {
     let rows = strip.rows(M, CHUNK, out);
@@ -207,7 +211,7 @@ fn dot_rows<const M: usize, S: Source>(strip: &Strip<'_, S::Weight, f32>, out: &
     for row in 0..rows {
         let mut totals = [_mm256_setzero_ps(); M];
         let mut nan = _mm_setzero_si128();
-        let mut w = strip.weights[row * strip.k..].as_ptr();
+        let mut w = strip.weights[row * strip.pitch..].as_ptr();
         let mut x = strip.x.as_ptr();
         for &run in strip.runs {
             // SAFETY: `Strip::rows` checked that all weights, operands and scales of the runs exist. Prefetching needs

@@ -321,6 +321,10 @@ fn as_bf16(bits: __m512i) -> __m512bh {
     unsafe { std::mem::transmute(bits) }
 }
 
+#[expect(
+    clippy::needless_range_loop,
+    reason = "an index goes with weights, activations and sums"
+)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512bf16")]
 fn dot_rows<const M: usize, S: Source>(strip: &Strip<'_, S::Weight, u16>, out: &mut [f32]) {
     let rows = strip.rows(M, CHUNK, out);
@@ -330,7 +334,7 @@ fn dot_rows<const M: usize, S: Source>(strip: &Strip<'_, S::Weight, u16>, out: &
     let mut scales = strip.scales.as_ptr();
     for row in 0..rows {
         let mut totals = [_mm512_setzero_ps(); M];
-        let mut w = strip.weights[row * strip.k..].as_ptr();
+        let mut w = strip.weights[row * strip.pitch..].as_ptr();
         let mut x = strip.x.as_ptr();
         for &run in strip.runs {
             // SAFETY: `Strip::rows` checked that all weights, operands and scales of the runs exist. Prefetching needs

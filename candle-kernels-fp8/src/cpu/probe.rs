@@ -19,20 +19,33 @@ pub fn read_bandwidth(buffer: &[u64]) -> f64 {
         pieces.len(),
         || (),
         |(), piece| {
-            std::hint::black_box(on!(set, isa => isa.vectorize(Sum(pieces[piece]))));
+            std::hint::black_box(on!(set, isa => isa.vectorize(Sum { isa, words: pieces[piece] })));
         },
     );
     size_of_val(buffer) as f64 / start.elapsed().as_secs_f64()
 }
 
-struct Sum<'a>(&'a [u64]);
+struct Sum<'a, I> {
+    isa: I,
+    words: &'a [u64],
+}
 
-impl Job for Sum<'_> {
+/// Bytes by which the read asks for lines ahead of their use.
+const AHEAD: usize = 4096;
+
+impl<I: Isa> Job for Sum<'_, I> {
     type Output = u64;
 
     #[inline(always)]
     fn run(self) -> u64 {
-        self.0.iter().fold(0, |sum, word| sum.wrapping_add(*word))
+        let mut sum = 0u64;
+        for lines in self.words.chunks(32) {
+            for line in lines.chunks(8) {
+                self.isa.prefetch(line.as_ptr().wrapping_add(AHEAD / 8));
+            }
+            sum = lines.iter().fold(sum, |sum, word| sum.wrapping_add(*word));
+        }
+        sum
     }
 }
 

@@ -159,10 +159,10 @@ fn llama_without_arguments_tells_a_story() {
     assert!(!figures[1].contains("stopped by"), "{figures:?}");
     assert_eq!(figures[3], "28 of 28 linears in FP8");
     assert_eq!(figures[4], "cpu, f32, activations as-checkpoint");
-    // 28 linears of 2.75 million parameters at a byte each, and 0.26 million embeddings in f32.
+    // 28 linears of 2.75 million parameters at a byte each, and 0.26 million embeddings in BF16, as they are stored.
     let mib = figures[2].strip_prefix("weights: ").unwrap();
     let mib: f64 = mib.strip_suffix(" MiB").unwrap().parse().unwrap();
-    assert!((3.3..4.0).contains(&mib), "{figures:?}");
+    assert!((3.0..3.4).contains(&mib), "{figures:?}");
 }
 
 #[test]

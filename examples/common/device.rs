@@ -25,8 +25,8 @@ pub fn device(cpu: bool) -> anyhow::Result<Device> {
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
-    /// What everything but FP8 weights is computed in: activations, norms, KV cache, dense weights. [default: f32 on a CPU,
-    /// where Candle widens bf16 matrices to f32 in every matmul; bf16 elsewhere]
+    /// What is computed in: activations, norms, KV cache, and experts once merged. [default: f32 on a CPU,
+    /// where it costs nothing but memory for the KV cache; bf16 elsewhere]
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub dtype: Option<Dtype>,
 
@@ -46,9 +46,8 @@ impl DeviceArgs {
 
     /// The dtype on `device`: the one asked for, else F32 on a CPU and BF16 elsewhere.
     ///
-    /// F32 is both the fastest and the most exact dtype on a CPU, because Candle's BF16 matmul converts both of its sides to
-    /// f32 on every call, the embedding matrix that gives the logits included. It costs twice the memory in dense weights and
-    /// KV cache; FP8 weights stay at one byte a parameter.
+    /// F32 is the most exact dtype on a CPU, and as fast as BF16 unless contexts are long: the KV cache takes twice the memory.
+    /// Weights take what they take in the checkpoint, one byte a parameter in FP8 and two in BF16.
     pub fn dtype(&self, device: &Device) -> DType {
         match self.dtype {
             Some(Dtype::F32) => DType::F32,

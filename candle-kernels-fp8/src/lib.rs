@@ -36,6 +36,8 @@
 //! ```
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod e4m3;
 mod layout;
 

@@ -1,0 +1,26 @@
+// The arguments of a product of activations [m, k] with the transpose of a weight [n, k].
+#pragma once
+
+#include "common.cuh"
+
+// Host twin: `Params` in `scaled_mm/params.rs`. Everything is row-major; rows start at multiples of 16 bytes.
+struct ScaledMm {
+    const void* x;              // [m, k], codes or values of x_float
+    const float* x_scales;      // null for values; scale of (row, k): [row * x_scale_row + k / x_scale_run]
+    const uint8_t* weight;      // [n, k], codes
+    const float* weight_scales; // scale of (row, k): [row / weight_scale_rows * weight_scale_row + k / weight_scale_run]
+    const void* bias;           // null or [n], of bias_float
+    void* out;                  // [m, n], dense, of out_float
+    uint32_t m, n, k;
+    uint32_t x_stride;      // elements from row to row
+    uint32_t weight_stride; // bytes from row to row
+    uint32_t x_scale_row, x_scale_run;
+    uint32_t weight_scale_rows, weight_scale_row, weight_scale_run;
+    Float x_float, bias_float, out_float;
+};
+
+// Stores one result: the bias is added in f32.
+__device__ __forceinline__ void store_result(const ScaledMm& args, uint32_t row, uint32_t col, float value) {
+    if (args.bias) value += load_float(args.bias, col, args.bias_float);
+    store_float(args.out, uint64_t(row) * args.n + col, value, args.out_float);
+}

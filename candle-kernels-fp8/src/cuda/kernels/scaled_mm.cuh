@@ -19,6 +19,15 @@ struct ScaledMm {
     Float x_float, bias_float, out_float;
 };
 
+__device__ __forceinline__ float x_scale(const ScaledMm& args, uint32_t row, uint32_t k) {
+    return args.x_scales[uint64_t(row) * args.x_scale_row + k / args.x_scale_run];
+}
+
+__device__ __forceinline__ float weight_scale(const ScaledMm& args, uint32_t row, uint32_t k) {
+    const uint64_t start = uint64_t(row / args.weight_scale_rows) * args.weight_scale_row;
+    return args.weight_scales[start + k / args.weight_scale_run];
+}
+
 // Stores one result: the bias is added in f32.
 __device__ __forceinline__ void store_result(const ScaledMm& args, uint32_t row, uint32_t col, float value) {
     if (args.bias) value += load_float(args.bias, col, args.bias_float);

@@ -1,0 +1,416 @@
+//! Every CUDA kernel for products, over every problem that it serves. Without a GPU, what needs one is skipped.
+
+#[path = "../../../tests/oracle/mod.rs"]
+mod oracle;
+#[path = "../support_cuda/mod.rs"]
+mod support_cuda;
+
+mod cases;
+mod problem;
+
+use candle_kernels_fp8::ScaleLayout;
+use candle_kernels_fp8::cuda::{
+    Accumulation, Activations, Float, Kernel, ScaledMm, Scaling, scaled_mm_with,
+};
+use oracle::cases::{Random, table};
+use problem::{Problem, X, run, values_of};
+use std::collections::{BTreeMap, BTreeSet};
+use support_cuda::{Device, say};
+
+/// Failures that are told.
+const MOST: usize = 40;
+
+/// What was run: the largest error of each kernel, relative to the norm of the terms, and what failed.
+#[derive(Default)]
+struct Report {
+    errors: BTreeMap<String, f64>,
+    runs: usize,
+    failures: Vec<String>,
+}
+
+impl Report {
+    /// Runs all kernels that serve a problem.
+    fn check(&mut self, device: &Device, name: &str, problem: &Problem) {
+        let expected = problem.expected();
+        let uploaded = problem.upload(device);
+        for kernel in Kernel::all() {
+            if !kernel.serves(device.gpu, &uploaded.args) {
+                continue;
+            }
+            self.runs += 1;
+            let result = run(device, kernel, &uploaded)
+                .and_then(|found| problem.check(kernel, &found, &expected));
+            match result {
+                Ok(error) => {
+                    let kind = match &problem.x {
+                        X::Values(_, float) => format!("{kernel} {float:?}"),
+                        X::Codes(..) => format!("{kernel} codes {:?}", problem.accumulation),
+                    };
+                    let largest = self.errors.entry(kind).or_default();
+                    *largest = largest.max(error);
+                }
+                Err(text) => {
+                    let x = match &problem.x {
+                        X::Values(_, float) => format!("{float:?}"),
+                        X::Codes(.., scaling) => format!("codes {scaling:?}"),
+                    };
+                    let &Problem { m, n, k, .. } = problem;
+                    self.failures.push(format!(
+                        "{kernel}: {name} [{m}, {n}, {k}] {x}, weight {:?}, bias {}, {:?} out, {:?}, padding {}, \
+                         dependent {}: {text}",
+                        problem.layout,
+                        problem.bias.is_some(),
+                        problem.out,
+                        problem.accumulation,
+                        problem.padding,
+                        problem.dependent,
+                    ));
+                    // No kernel runs any more after one that left its memory.
+                    assert!(!self.is_lost(device), "{}", self.failures.join("\n"));
+                }
+            }
+        }
+    }
+
+    fn is_lost(&self, device: &Device) -> bool {
+        device.stream.synchronize().is_err()
+    }
+
+    fn finish(self, name: &str) {
+        say(&format!(
+            "{name}: {} runs, {} failures",
+            self.runs,
+            self.failures.len()
+        ));
+        for (kernel, error) in &self.errors {
+            say(&format!(
+                "  {kernel}: largest error 2^{:.1} of the norm",
+                error.log2()
+            ));
+        }
+        let told = self.failures.len().min(MOST);
+        assert!(
+            self.failures.is_empty(),
+            "{}",
+            self.failures[..told].join("\n")
+        );
+    }
+}
+
+#[test]
+fn the_case_table() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    for case in table() {
+        let problem = cases::of_case(&case, &case.data());
+        report.check(&device, "case", &problem);
+    }
+    report.finish("the case table");
+}
+
+/// Sizes around those of tiles, with all that a product can be made of.
+#[test]
+fn every_size() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    let mut served = BTreeSet::new();
+    for (seed, &sizes) in cases::sizes().iter().enumerate() {
+        let (layout, scaling) = cases::OF_CODES[seed % cases::OF_CODES.len()];
+        let codes = cases::problem(sizes, layout, scaling, None, seed as u64);
+        let layout = cases::OF_VALUES[seed % cases::OF_VALUES.len()];
+        // Most models are of the first.
+        let float = [Float::Bf16, Float::F16, Float::Bf16, Float::F32, Float::F16][seed % 5];
+        let values = cases::problem(sizes, layout, scaling, Some(float), seed as u64);
+        for problem in [codes, values] {
+            report.check(&device, "size", &problem);
+            let uploaded = problem.upload(&device);
+            let kernels = Kernel::all().into_iter();
+            served.extend(
+                kernels
+                    .filter(|kernel| kernel.serves(device.gpu, &uploaded.args))
+                    .map(|kernel| kernel.to_string()),
+            );
+        }
+    }
+    for kernel in Kernel::all() {
+        if !served.contains(&kernel.to_string()) {
+            say(&format!("SKIPPED: {kernel} serves nothing on this GPU"));
+        }
+    }
+    report.finish("every size");
+}
+
+/// Each code in each place that matters, subnormals and NaN included, against an activation of 1: exact.
+#[test]
+fn every_code_everywhere() {
+    let Some(device) = Device::get() else { return };
+    let mut failures = Vec::new();
+    let (n, k) = (256, 208);
+    for m in [1, 3, 12, 20, 130] {
+        for float in [None, Some(Float::Bf16), Some(Float::F16), Some(Float::F32)] {
+            for (shift, at) in [0, 1, 5, 15, 16, 63, 64, 127, 130, 192, 207]
+                .into_iter()
+                .enumerate()
+            {
+                let shift = shift * 47;
+                let code = |row: usize| ((row + shift) % 256) as u8;
+                // A NaN times zero is a NaN: only the weight at `at` may be one.
+                let weight = (0..n * k).map(|i| match (code(i / k), i % k == at) {
+                    (0x7f | 0xff, false) => 0x38,
+                    (code, _) => code,
+                });
+                let ones: Vec<bool> = (0..m * k).map(|i| i % k == at).collect();
+                let x = match float {
+                    None => {
+                        let codes = ones.iter().map(|&one| if one { 0x38 } else { 0 }).collect();
+                        X::Codes(codes, vec![1.0; m], Scaling::Token)
+                    }
+                    Some(float) => X::Values(
+                        ones.iter().map(|&one| f32::from(u8::from(one))).collect(),
+                        float,
+                    ),
+                };
+                let problem = Problem {
+                    m,
+                    n,
+                    k,
+                    x,
+                    weight: weight.collect(),
+                    scales: vec![1.0],
+                    layout: ScaleLayout::Tensor,
+                    bias: None,
+                    out: Float::F32,
+                    accumulation: Accumulation::Promoted,
+                    padding: 0,
+                    dependent: false,
+                };
+                let uploaded = problem.upload(&device);
+                for kernel in Kernel::all() {
+                    if !kernel.serves(device.gpu, &uploaded.args) {
+                        continue;
+                    }
+                    let found = run(&device, kernel, &uploaded)
+                        .unwrap_or_else(|error| panic!("{kernel}: {error}"));
+                    let wrong = found.iter().enumerate().find(|(i, found)| {
+                        let expected = oracle::decode(code(i % n));
+                        **found != expected && !(found.is_nan() && expected.is_nan())
+                    });
+                    if let Some((i, found)) = wrong {
+                        let code = code(i % n);
+                        failures.push(format!(
+                            "{kernel}, {float:?} [{m}, {n}, {k}]: code {code:#x} at {at} gives {found} at [{}, {}]",
+                            i / n,
+                            i % n
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    let told = failures.len().min(MOST);
+    assert!(failures.is_empty(), "{}", failures[..told].join("\n"));
+}
+
+/// A NaN in a row of the weight makes its column NaN, one in a row of activations its row, and nothing else.
+#[test]
+fn nan_goes_where_it_belongs() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    let mut seed = 1000;
+    for (m, n, k) in [
+        (5, 130, 272),
+        (16, 96, 1040),
+        (40, 129, 400),
+        (200, 300, 528),
+    ] {
+        for layout in [ScaleLayout::Channel, cases::OF_VALUES[1]] {
+            for float in [None, Some(Float::Bf16), Some(Float::F16), Some(Float::F32)] {
+                seed += 1;
+                let group = Scaling::Group(128);
+                let scaling = if layout == ScaleLayout::Channel {
+                    Scaling::Token
+                } else {
+                    group
+                };
+                let mut problem = cases::problem((m, n, k), layout, scaling, float, seed);
+                let mut random = Random(seed);
+                for row in (0..n).filter(|row| row % 7 == 3) {
+                    problem.weight[row * k + random.bits() as usize % k] = [0x7f, 0xff][row % 2];
+                }
+                for row in (0..m).filter(|row| row % 5 == 1) {
+                    let at = row * k + random.bits() as usize % k;
+                    match &mut problem.x {
+                        X::Codes(codes, ..) => codes[at] = 0x7f,
+                        X::Values(values, _) => values[at] = f32::NAN,
+                    }
+                }
+                report.check(&device, "NaN", &problem);
+            }
+        }
+    }
+    report.finish("NaN");
+}
+
+/// Scales whose products leave f32's normal range, or meet others that are 2^60 times as large.
+#[test]
+fn extreme_scales() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    let mut seed = 2000;
+    for (of_x, of_weight) in [
+        (2f32.powi(-126), 2f32.powi(-20)),
+        (2f32.powi(-70), 2f32.powi(-70)),
+        (2f32.powi(50), 2f32.powi(50)),
+        (2f32.powi(-100), 2f32.powi(100)),
+        (1e-30, 1e30),
+    ] {
+        for m in [1, 9, 70, 150] {
+            for (layout, scaling) in cases::OF_CODES.into_iter().take(5) {
+                seed += 1;
+                let mut problem = cases::problem((m, 136, 400), layout, scaling, None, seed);
+                problem.out = Float::F32;
+                let X::Codes(_, scales, _) = &mut problem.x else {
+                    unreachable!("codes were asked for");
+                };
+                scales.iter_mut().for_each(|scale| *scale *= of_x);
+                for (i, scale) in problem.scales.iter_mut().enumerate() {
+                    // Neighbours along K, too, where a row has several.
+                    *scale *= of_weight * if i % 3 == 1 { 2f32.powi(-20) } else { 1.0 };
+                }
+                report.check(&device, "scales", &problem);
+            }
+        }
+    }
+    report.finish("extreme scales");
+}
+
+/// Scales, or values, that the kernel before writes while the dependent one has started.
+#[test]
+fn a_dependent_launch_waits() {
+    let Some(device) = Device::get() else { return };
+    if !device.gpu.launches_dependents() {
+        say("SKIPPED: this GPU launches no dependents");
+        return;
+    }
+    let mut failures = Vec::new();
+    let (n, k) = (300, 512);
+    for m in [1, 8, 16, 40, 64, 200] {
+        for float in [None, Some(Float::Bf16), Some(Float::F16)] {
+            // The first product is [m, k] for values, [m, 1] for scales, of a long K.
+            let (width, long) = (float.map_or(1, |_| k), 4096);
+            let (channel, token) = (ScaleLayout::Channel, Scaling::Token);
+            let mut first = cases::problem((m, width, long), channel, token, None, 3000 + m as u64);
+            // Nothing leaves the range of F16.
+            first
+                .scales
+                .iter_mut()
+                .for_each(|scale| *scale *= 2f32.powi(-12));
+            first.out = float.unwrap_or(Float::F32);
+            let before = first.upload(&device);
+            let second = cases::problem((m, n, k), channel, token, float, 3001 + m as u64);
+            let after = second.upload(&device);
+            for kernel in Kernel::all() {
+                if !kernel.serves(device.gpu, &after.args) {
+                    continue;
+                }
+                let outcome = |dependent: bool| -> Vec<f64> {
+                    let between = device.upload(&vec![0xff; m * width * first.out.size()]);
+                    let out = device.upload(&vec![0xff; m * n * second.out.size()]);
+                    let mut first = ScaledMm {
+                        out: between.address,
+                        dependent: false,
+                        ..before.args
+                    };
+                    first.accumulation = Accumulation::Promoted;
+                    let mut second = ScaledMm {
+                        out: out.address,
+                        dependent,
+                        ..after.args
+                    };
+                    match &mut second.activations {
+                        Activations::Values { values, .. } => *values = between.address,
+                        Activations::Codes { scales, .. } => *scales = between.address,
+                    }
+                    if float.is_some() {
+                        second.row_stride = k;
+                    }
+                    let slow = Kernel::all()
+                        .into_iter()
+                        .find(|kernel| kernel.to_string().starts_with("any"))
+                        .expect("a kernel that serves everything");
+                    // SAFETY: the memory is as large as the arguments say, and lives until the download has waited.
+                    unsafe {
+                        scaled_mm_with(&device.stream, &first, slow).expect("a launch");
+                        if !dependent {
+                            device.stream.synchronize().expect("the first product");
+                        }
+                        scaled_mm_with(&device.stream, &second, kernel).expect("a launch");
+                    }
+                    values_of(
+                        &device.download(&out).expect("the second product"),
+                        second.out_float,
+                    )
+                };
+                let (expected, found) = (outcome(false), outcome(true));
+                let bits = |values: &[f64]| -> Vec<u64> {
+                    values.iter().map(|value| value.to_bits()).collect()
+                };
+                if bits(&expected) != bits(&found) || expected.iter().any(|value| value.is_nan()) {
+                    failures.push(format!("{kernel}, {float:?}, {m} rows"));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// The sums that the other tests compare with, in another order than the oracle's, which is slow.
+#[test]
+fn sums_agree_with_the_oracle() {
+    for case in table() {
+        let data = case.data();
+        let (expected, found) = (
+            case.expected(&data),
+            cases::of_case(&case, &data).expected().product,
+        );
+        let pairs = [
+            (&expected.values, &found.values),
+            (&expected.magnitudes, &found.magnitudes),
+            (&expected.unscaled, &found.unscaled),
+        ];
+        for (which, (one, other)) in pairs.into_iter().enumerate() {
+            assert_eq!(one.len(), other.len(), "{case:?}");
+            for (i, (one, other)) in one.iter().zip(other).enumerate() {
+                // K additions in f64, and a few products.
+                let magnitude = [&expected.magnitudes, &expected.unscaled][which / 2][i];
+                let bound = (case.k + 4) as f64 * 2f64.powi(-52) * magnitude;
+                assert!((one - other).abs() <= bound, "{case:?}: {one} and {other}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_cover_all() {
+    let sizes = cases::sizes();
+    let partners = |of: fn(&(usize, usize, usize)) -> (usize, usize)| {
+        let mut partners: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+        for size in &sizes {
+            let (key, partner) = of(size);
+            partners.entry(key).or_default().insert(partner);
+        }
+        partners
+    };
+    for (partners, values) in [
+        (partners(|&(m, n, _)| (m, n)), &cases::M[..]),
+        (partners(|&(m, _, k)| (m, k)), &cases::M[..]),
+        (partners(|&(_, n, k)| (n, k)), &cases::N[..]),
+        (partners(|&(m, _, k)| (k, m)), &cases::K[..]),
+    ] {
+        assert!(partners.keys().eq(values), "{partners:?}");
+        assert!(
+            partners.values().all(|partners| partners.len() >= 4),
+            "{partners:?}"
+        );
+    }
+}

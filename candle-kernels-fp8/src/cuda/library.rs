@@ -43,9 +43,18 @@ macro_rules! modules {
 }
 
 modules! {
+    Cast = "cast",
+    Dequantize = "dequantize",
+    Pad = "pad",
+    Quantize = "quantize",
+    RmsNorm = "rms_norm",
+    SiluMul = "silu_mul",
+    ScaledMmAny = "scaled_mm_any",
+    ScaledMmMma = "scaled_mm_mma",
     ScaledMmSkinny = "scaled_mm_skinny",
     Probe = "probe",
     Sm90ScaledMmLarge = "sm90_scaled_mm_large",
+    Sm90ScaledMmSkinny = "sm90_scaled_mm_skinny",
     Sm90ScaledMmSmall = "sm90_scaled_mm_small",
 }
 
@@ -133,12 +142,18 @@ impl Kernel {
         if shared > FREE_SHARED && self.raised.load(Ordering::Relaxed) & bit == 0 {
             let attribute =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // All that any launch may ask for: 227 KiB on Hopper, 99 KiB on Ada.
             let most = stream.context().attribute(
                 sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
             )?;
+            let fixed = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+            let mut taken = 0;
             // SAFETY: the kernel's library is loaded, and the device exists, since a stream of it does.
-            check(unsafe { sys::cuKernelSetAttribute(attribute, most, self.handle, device) })?;
+            check(unsafe { sys::cuKernelGetAttribute(&mut taken, fixed, self.handle, device) })?;
+            // All that any launch may ask for: 227 KiB on Hopper, 99 KiB on Ada, less what the kernel declares.
+            // SAFETY: as above.
+            check(unsafe {
+                sys::cuKernelSetAttribute(attribute, most - taken, self.handle, device)
+            })?;
             self.raised.fetch_or(bit, Ordering::Relaxed);
         }
         Ok(self.handle.cast())

@@ -10,20 +10,34 @@
 //! for it only before it reads activations. So the caller promises that no work in flight on the stream writes what the
 //! kernel reads of a weight: codes, scales, bias.
 
+mod cast;
+mod dequantize;
 mod error;
 mod float;
 mod gpu;
 mod launch;
 mod library;
+mod pad;
 pub mod probe;
+mod quantize;
+mod rms_norm;
+mod rows;
 mod scaled_mm;
+mod silu_mul;
 
+pub use cast::{cast_from_e4m3, cast_to_e4m3};
+pub use dequantize::{Dequantize, dequantize};
 pub use error::Error;
 pub use float::Float;
 pub use gpu::Gpu;
+pub use pad::{pad_rows, padded};
+pub use quantize::{Quantize, QuantizeTensor, TENSOR_SCRATCH, quantize, quantize_tensor};
+pub use rms_norm::{Residual, RmsNorm, rms_norm};
+pub use rows::{Output, Quantization};
 pub use scaled_mm::{
     Accumulation, Activations, Kernel, ScaledMm, Scaling, scaled_mm, scaled_mm_with,
 };
+pub use silu_mul::{SiluMul, silu_mul};
 
 /// An address of device memory.
 pub type Address = cudarc::driver::sys::CUdeviceptr;

@@ -1,19 +1,21 @@
 // Products with many rows of activations, on Hopper.
 //
-// A pair of blocks computes 256 tokens times 2 COLS output features, COLS a block: both need the same activations, so each
+// A pair of blocks computes ROWS tokens times 2 COLS output features, COLS a block: both need the same activations, so each
 // copies half of them into the shared memory of both. A block's first warpgroup copies tiles of 128 codes along K into a
-// ring of STAGES; the other two multiply 128 tokens each, as two products of 64, one after the other: the tensor cores keep
-// few bits of a sum, so after 128 products it is added to the total in registers, while the other warpgroup multiplies.
+// ring; the other two multiply half of the tokens each, 64 at a time: the tensor cores keep few bits of a sum, so after 128
+// products it is added to the total in registers, while the other warpgroup multiplies.
 // Blocks stay and take tile after tile; tiles that are computed at the same time share rows and columns, for the L2 cache.
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
 
-constexpr uint32_t ROWS = 256, DEPTH = 128, STAGES = 4, PAIR = 2, GROUP = 8;
+constexpr uint32_t DEPTH = 128, PAIR = 2, GROUP = 2048; // GROUP: tokens whose tiles are computed together
 constexpr uint32_t CONSUMERS = 2, WARPGROUP = 128;
 
-template <uint32_t COLS>
+template <uint32_t ROWS, uint32_t COLS>
 struct Shared {
+    // What is left of 227 KiB.
+    static constexpr uint32_t STAGES = ROWS + COLS > 288 ? 4 : ROWS + COLS > 256 ? 5 : ROWS + COLS > 192 ? 6 : 8;
     static constexpr uint32_t PART = COLS / 2; // of the columns, stored at a time
     static constexpr uint32_t PAD = 8;         // keeps the rows of a warp's results in different banks
     alignas(1024) uint8_t x[STAGES][ROWS][DEPTH];
@@ -24,26 +26,29 @@ struct Shared {
 };
 
 // The tiles of a pair of blocks, in the order of `tile`.
+template <uint32_t ROWS, uint32_t COLS>
 struct Tiles {
+    static constexpr uint32_t HEIGHT = GROUP / ROWS;
     uint32_t rows, pairs; // tiles along M; pairs of tiles along N
 
-    __device__ __forceinline__ Tiles(const ScaledMm& args, uint32_t cols)
-        : rows((args.m + ROWS - 1) / ROWS), pairs((args.n + PAIR * cols - 1) / (PAIR * cols)) {}
+    __device__ __forceinline__ Tiles(const ScaledMm& args)
+        : rows((args.m + ROWS - 1) / ROWS), pairs((args.n + PAIR * COLS - 1) / (PAIR * COLS)) {}
     __device__ __forceinline__ uint32_t count() const { return rows * pairs; }
-    // GROUP tiles of rows go through all columns together.
+    // A group of tiles of rows goes through all columns together.
     __device__ __forceinline__ void place(uint32_t tile, uint32_t& row, uint32_t& pair) const {
-        uint32_t group = tile / (GROUP * pairs), within = tile % (GROUP * pairs);
-        uint32_t height = min(GROUP, rows - group * GROUP);
-        row = group * GROUP + within % height;
+        const uint32_t group = tile / (HEIGHT * pairs), within = tile % (HEIGHT * pairs);
+        const uint32_t height = min(HEIGHT, rows - group * HEIGHT);
+        row = group * HEIGHT + within % height;
         pair = within / height;
     }
 };
 
-template <uint32_t COLS>
-__device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& args, const CUtensorMap& x,
+template <uint32_t ROWS, uint32_t COLS>
+__device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const ScaledMm& args, const CUtensorMap& x,
                                         const CUtensorMap& weight, uint32_t rank) {
-    const Tiles tiles(args, COLS);
+    const Tiles<ROWS, COLS> tiles(args);
     const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
+    constexpr uint32_t STAGES = Shared<ROWS, COLS>::STAGES;
     uint32_t stage = 0, phase = 0;
     for (uint32_t tile = blockIdx.x / PAIR; tile < tiles.count(); tile += gridDim.x / PAIR) {
         uint32_t row, pair;
@@ -60,63 +65,68 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
     }
 }
 
-// The scales of a thread's four rows (two of each product) and of the columns, for one part of K.
+// The scales of a thread's rows, two of each product, and of the columns, for one part of K.
+template <uint32_t PRODUCTS>
 struct PartScales {
-    float row[2][2], col;
+    float row[PRODUCTS][2], col;
 };
 
-template <uint32_t COLS, bool BLOCK, bool FAST>
-__device__ __forceinline__ void consume(Shared<COLS>& shared, const ScaledMm& args, uint32_t rank) {
-    const Tiles tiles(args, COLS);
+template <uint32_t ROWS, uint32_t COLS, bool BLOCK, bool FAST>
+__device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const ScaledMm& args, uint32_t rank) {
+    const Tiles<ROWS, COLS> tiles(args);
     const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
-    const uint32_t group = threadIdx.x / WARPGROUP - 1, thread = threadIdx.x % WARPGROUP;
+    // The same in all lanes, as the compiler sees by this, so that addresses of tiles are computed once a warp.
+    const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP - 1, 0), thread = threadIdx.x % WARPGROUP;
     const uint32_t warp = thread / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    constexpr uint32_t PART = Shared<COLS>::PART;
+    constexpr uint32_t STAGES = Shared<ROWS, COLS>::STAGES, PART = Shared<ROWS, COLS>::PART;
+    constexpr uint32_t GROUP_ROWS = ROWS / CONSUMERS, PRODUCTS = GROUP_ROWS / 64;
     auto& results = shared.results[group * 4 + warp];
     uint32_t stage = 0, phase = 0;
 
     for (uint32_t tile = blockIdx.x / PAIR; tile < tiles.count(); tile += gridDim.x / PAIR) {
         uint32_t tile_row, pair;
         tiles.place(tile, tile_row, pair);
-        const uint32_t first_row = tile_row * ROWS + group * 128, first_col = (pair * PAIR + rank) * COLS;
+        const uint32_t first_row = tile_row * ROWS + group * GROUP_ROWS, first_col = (pair * PAIR + rank) * COLS;
 
         // The row of sums [half][c / 2] that this thread holds.
         auto row_of = [&](uint32_t half, uint32_t c) { return first_row + half * 64 + warp * 16 + c * 8 + g; };
         named_barrier(1 + group, WARPGROUP); // the last tile's are not needed any more
-        if (thread < COLS) {
-            const uint32_t col = min(first_col + thread, args.n - 1);
+        for (uint32_t i = thread; i < COLS; i += WARPGROUP) {
+            const uint32_t col = min(first_col + i, args.n - 1);
             if constexpr (!BLOCK) {
-                shared.scales[group][thread] = args.weight_scales[col / args.weight_scale_rows * args.weight_scale_row];
+                shared.scales[group][i] = weight_scale(args, col, 0);
             }
-            shared.bias[group][thread] = args.bias ? load_float(args.bias, col, args.bias_float) : 0.0f;
+            shared.bias[group][i] = args.bias ? load_float(args.bias, col, args.bias_float) : 0.0f;
         }
         auto part_scales = [&](uint32_t step) {
-            PartScales scales;
+            PartScales<PRODUCTS> scales;
             const uint32_t k = min(step * DEPTH, args.k - 1);
             const uint32_t col = min(first_col, args.n - 1);
-            scales.col = args.weight_scales[col / args.weight_scale_rows * args.weight_scale_row + k / args.weight_scale_run];
-            for (uint32_t half = 0; half < 2; half++) {
+            scales.col = weight_scale(args, col, k);
+            for (uint32_t half = 0; half < PRODUCTS; half++) {
                 for (uint32_t c = 0; c < 2; c++) {
                     const uint32_t row = min(row_of(half, c), args.m - 1);
-                    scales.row[half][c] = args.x_scales[row * args.x_scale_row + k / args.x_scale_run];
+                    scales.row[half][c] = x_scale(args, row, k);
                 }
             }
             return scales;
         };
 
-        float total[2][COLS / 2];
+        float total[PRODUCTS][COLS / 2];
         if constexpr (FAST) {
             for (uint32_t step = 0; step < steps; step++) {
                 barrier_wait(shared_address(&shared.full[stage]), phase);
-                const uint64_t a = tile_descriptor(shared_address(shared.x[stage][group * 128]));
+                const uint64_t a = tile_descriptor(shared_address(shared.x[stage][group * GROUP_ROWS]));
                 const uint64_t b = tile_descriptor(shared_address(shared.weight[stage]));
-                hold(total[0]);
-                hold(total[1]);
+#pragma unroll
+                for (uint32_t half = 0; half < PRODUCTS; half++) hold(total[half]);
                 products_fence();
 #pragma unroll
                 for (uint32_t k = 0; k < 4; k++) {
-                    multiply<COLS>(total[0], a + 2 * k, b + 2 * k, step + k > 0);
-                    multiply<COLS>(total[1], a + 64 * DEPTH / 16 + 2 * k, b + 2 * k, step + k > 0);
+#pragma unroll
+                    for (uint32_t half = 0; half < PRODUCTS; half++) {
+                        multiply<COLS>(total[half], a + half * (64 * DEPTH / 16) + 2 * k, b + 2 * k, step + k > 0);
+                    }
                 }
                 products_commit();
                 // The stage before this one is free when its products are done.
@@ -127,13 +137,16 @@ __device__ __forceinline__ void consume(Shared<COLS>& shared, const ScaledMm& ar
                 if (++stage == STAGES) stage = 0, phase ^= 1;
             }
             products_wait<0>();
-            hold(total[0]);
-            hold(total[1]);
+#pragma unroll
+            for (uint32_t half = 0; half < PRODUCTS; half++) hold(total[half]);
             if (lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[(stage + STAGES - 1) % STAGES]), lane);
         } else {
 #pragma unroll
-            for (uint32_t i = 0; i < COLS / 2; i++) total[0][i] = total[1][i] = 0.0f;
-            PartScales scales, next;
+            for (uint32_t half = 0; half < PRODUCTS; half++) {
+#pragma unroll
+                for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] = 0.0f;
+            }
+            PartScales<PRODUCTS> scales, next;
             if constexpr (BLOCK) next = part_scales(0);
             for (uint32_t step = 0; step < steps; step++) {
                 if constexpr (BLOCK) {
@@ -141,10 +154,10 @@ __device__ __forceinline__ void consume(Shared<COLS>& shared, const ScaledMm& ar
                     next = part_scales(step + 1);
                 }
                 barrier_wait(shared_address(&shared.full[stage]), phase);
-                const uint64_t a = tile_descriptor(shared_address(shared.x[stage][group * 128]));
+                const uint64_t a = tile_descriptor(shared_address(shared.x[stage][group * GROUP_ROWS]));
                 const uint64_t b = tile_descriptor(shared_address(shared.weight[stage]));
 #pragma unroll
-                for (uint32_t half = 0; half < 2; half++) {
+                for (uint32_t half = 0; half < PRODUCTS; half++) {
                     float part[COLS / 2];
                     hold(part);
                     products_fence();
@@ -155,7 +168,7 @@ __device__ __forceinline__ void consume(Shared<COLS>& shared, const ScaledMm& ar
                     products_commit();
                     products_wait<0>();
                     hold(part);
-                    if (half == 1 && lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[stage]), lane);
+                    if (half == PRODUCTS - 1 && lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[stage]), lane);
                     if constexpr (BLOCK) {
                         const float scale[2] = {scales.row[half][0] * scales.col, scales.row[half][1] * scales.col};
 #pragma unroll
@@ -171,11 +184,11 @@ __device__ __forceinline__ void consume(Shared<COLS>& shared, const ScaledMm& ar
 
         named_barrier(1 + group, WARPGROUP); // scales and bias of all columns are there
 #pragma unroll
-        for (uint32_t half = 0; half < 2; half++) {
+        for (uint32_t half = 0; half < PRODUCTS; half++) {
             float row_scale[2];
             for (uint32_t c = 0; c < 2; c++) {
                 const uint32_t row = min(row_of(half, c), args.m - 1);
-                row_scale[c] = BLOCK ? 1.0f : args.x_scales[row * args.x_scale_row];
+                row_scale[c] = BLOCK ? 1.0f : x_scale(args, row, 0);
             }
             auto result = [&](uint32_t i, uint32_t col) {
                 float sum = total[half][i];
@@ -233,16 +246,14 @@ __device__ __forceinline__ void consume(Shared<COLS>& shared, const ScaledMm& ar
     }
 }
 
-template <uint32_t COLS, bool BLOCK, bool FAST>
+template <uint32_t ROWS, uint32_t COLS, bool BLOCK, bool FAST>
 __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight) {
-    extern __shared__ uint8_t memory[];
-    // Dynamic shared memory is aligned to 16 bytes only.
-    Shared<COLS>& shared = *reinterpret_cast<Shared<COLS>*>((reinterpret_cast<uintptr_t>(memory) + 1023) & ~uintptr_t(1023));
+    auto& shared = aligned_shared<Shared<ROWS, COLS>>();
     const uint32_t rank = cluster_rank();
     if (threadIdx.x == 0) {
         prefetch_map(&x);
         prefetch_map(&weight);
-        for (uint32_t i = 0; i < STAGES; i++) {
+        for (uint32_t i = 0; i < shared.STAGES; i++) {
             barrier_init(shared_address(&shared.full[i]), 1);
             barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * PAIR); // warps
         }
@@ -256,23 +267,27 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
         if (threadIdx.x == 0) produce(shared, args, x, weight, rank);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-        consume<COLS, BLOCK, FAST>(shared, args, rank);
+        consume<ROWS, COLS, BLOCK, FAST>(shared, args, rank);
     }
     // The other block may still copy into this one's memory and arrive at its barriers.
     cluster_barrier();
 }
 
-#define LARGE(COLS, SUFFIX, BLOCK, FAST)                                                                               \
-    extern "C" __global__ void __launch_bounds__(384, 1) scaled_mm_sm90_large_##COLS##SUFFIX(                           \
+#define LARGE(ROWS, COLS, SUFFIX, BLOCK, FAST)                                                                              \
+    extern "C" __global__ void __launch_bounds__(384, 1) scaled_mm_sm90_large_##ROWS##x##COLS##SUFFIX(                  \
         const __grid_constant__ ScaledMm args, const __grid_constant__ CUtensorMap x,                                   \
         const __grid_constant__ CUtensorMap weight) {                                                                  \
-        large<COLS, BLOCK, FAST>(args, x, weight);                                                                      \
+        large<ROWS, COLS, BLOCK, FAST>(args, x, weight);                                                                \
     }
 
-LARGE(128, , false, false)
-LARGE(96, , false, false)
-LARGE(64, , false, false)
-LARGE(128, _block, true, false)
-LARGE(64, _block, true, false)
-LARGE(128, _fast, false, true)
-LARGE(64, _fast, false, true)
+LARGE(256, 128, , false, false)
+LARGE(128, 192, , false, false)
+LARGE(128, 128, , false, false)
+LARGE(128, 96, , false, false)
+LARGE(128, 64, , false, false)
+LARGE(256, 128, _block, true, false)
+LARGE(128, 128, _block, true, false)
+LARGE(128, 64, _block, true, false)
+LARGE(256, 128, _fast, false, true)
+LARGE(128, 192, _fast, false, true)
+LARGE(128, 128, _fast, false, true)

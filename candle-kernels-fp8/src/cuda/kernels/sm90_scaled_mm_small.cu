@@ -25,6 +25,7 @@ struct Shared {
         float sums[COLS][ROWS + 4]; // after the last product; padded against bank conflicts
     };
     float scales[STAGES][COLS]; // of a stage's tokens times that of its weights
+    float token_scales[COLS];
     uint64_t full[STAGES], empty[STAGES];
 };
 
@@ -61,14 +62,16 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
     if (lane == 0) {
         for (uint32_t step = 0; step < ahead; step++) copy_x(step, step);
     }
+    for (uint32_t i = lane; !BLOCK && i < COLS; i += 32) {
+        shared.token_scales[i] = x_scale(args, min(col + i, args.m - 1), 0);
+    }
     float scales[LANES];
     auto load_scales = [&](uint32_t step) {
         const uint32_t k = min((share.begin + step) * DEPTH, args.k - 1);
-        const float weight_scale =
-            args.weight_scales[row / args.weight_scale_rows * args.weight_scale_row + k / args.weight_scale_run];
+        const float tile_scale = weight_scale(args, row, k);
         for (uint32_t i = 0; i < LANES; i++) {
             const uint32_t token = min(col + i * 32 + lane, args.m - 1);
-            scales[i] = args.x_scales[token * args.x_scale_row + k / args.x_scale_run] * weight_scale;
+            scales[i] = x_scale(args, token, k) * tile_scale;
         }
     };
     if constexpr (BLOCK) load_scales(0);
@@ -95,7 +98,8 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
 template <uint32_t COLS, bool BLOCK>
 __device__ __forceinline__ void consume(Shared<COLS>& shared, uint32_t steps, float (&total)[COLS / 2]) {
     constexpr uint32_t STAGES = Shared<COLS>::STAGES;
-    const uint32_t group = threadIdx.x / WARPGROUP, lane = threadIdx.x % 32, t = lane % 4;
+    // The same in all lanes, as the compiler sees by this.
+    const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0), lane = threadIdx.x % 32, t = lane % 4;
 #pragma unroll
     for (uint32_t i = 0; i < COLS / 2; i++) total[i] = 0.0f;
     uint32_t stage = 0, phase = 0;
@@ -140,20 +144,30 @@ __device__ __forceinline__ float4 load_sums(const float* own, uint32_t block) {
 template <uint32_t COLS, bool BLOCK>
 __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight,
                                       uint32_t blocks) {
-    extern __shared__ uint8_t memory[];
-    // Dynamic shared memory is aligned to 16 bytes only; the offset is the same in all blocks of a cluster.
-    Shared<COLS>& shared = *reinterpret_cast<Shared<COLS>*>((reinterpret_cast<uintptr_t>(memory) + 1023) & ~uintptr_t(1023));
+    // At the same place in all blocks of a cluster.
+    Shared<COLS>& shared = aligned_shared<Shared<COLS>>();
     constexpr uint32_t STAGES = Shared<COLS>::STAGES;
     const uint32_t rank = blockIdx.x % blocks, tile = blockIdx.x / blocks, tiles = (args.n + ROWS - 1) / ROWS;
     // Neighbours share activations.
     const uint32_t row = tile % tiles * ROWS, col = tile / tiles * COLS;
     const Share share(args.k, rank, blocks);
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == THREADS - 32) {
+        prefetch_map(&weight);
+        prefetch_map(&x);
         for (uint32_t i = 0; i < STAGES; i++) {
             barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + 32 : 1);
             barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4);
         }
         barrier_init_fence();
+    }
+    // In the end a lane stores four features. What that takes is loaded now.
+    const uint32_t lane = threadIdx.x % 32, feature = row + lane * 4;
+    float weight_scales[4], bias[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t at = min(feature + i, args.n - 1);
+        weight_scales[i] = BLOCK ? 1.0f : weight_scale(args, at, 0);
+        bias[i] = args.bias ? load_float(args.bias, at, args.bias_float) : 0.0f;
     }
     __syncthreads();
     launch_dependents();
@@ -165,7 +179,7 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
         wait_for_inputs();
         // The sums take the place of the tiles.
         named_barrier(1, CONSUMERS * WARPGROUP);
-        const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+        const uint32_t warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
 #pragma unroll
         for (uint32_t i = 0; i < COLS / 2; i++) {
             shared.sums[i / 4 * 8 + t * 2 + i % 2][warp * 16 + i / 2 % 2 * 8 + g] = total[i];
@@ -176,34 +190,40 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
     } else {
         __syncthreads();
     }
-    // A warp takes a token, a lane four features.
-    const uint32_t lane = threadIdx.x % 32, feature = row + lane * 4;
-    for (uint32_t token = threadIdx.x / 32 * blocks + rank; token < COLS && col + token < args.m;
-         token += THREADS / 32 * blocks) {
-        float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    // Each block finishes some of the tokens, a warp several at a time, so that many remote loads are under way.
+    constexpr uint32_t BATCH = 4;
+    for (uint32_t base = threadIdx.x / 32 * BATCH; base * blocks + rank < COLS; base += THREADS / 32 * BATCH) {
+        float4 sums[BATCH] = {};
+#pragma unroll 4
         for (uint32_t block = 0; block < blocks; block++) {
-            const float* const own = &shared.sums[token][lane * 4];
-            const float4 other = blocks > 1 ? load_sums(own, block) : *reinterpret_cast<const float4*>(own);
-            sums.x += other.x, sums.y += other.y, sums.z += other.z, sums.w += other.w;
-        }
-        float values[4] = {sums.x, sums.y, sums.z, sums.w};
-        const float token_scale = BLOCK ? 1.0f : args.x_scales[(col + token) * args.x_scale_row];
-        for (uint32_t i = 0; i < 4 && feature + i < args.n; i++) {
-            if constexpr (!BLOCK) {
-                values[i] *= token_scale *
-                             args.weight_scales[(feature + i) / args.weight_scale_rows * args.weight_scale_row];
+#pragma unroll
+            for (uint32_t i = 0; i < BATCH; i++) {
+                // Loads of tokens past the end repeat the last one's.
+                const uint32_t token = min((base + i) * blocks + rank, COLS - 1);
+                const float4 other = load_sums(&shared.sums[token][lane * 4], block);
+                sums[i].x += other.x, sums[i].y += other.y, sums[i].z += other.z, sums[i].w += other.w;
             }
-            if (args.bias) values[i] += load_float(args.bias, feature + i, args.bias_float);
         }
-        const uint64_t to = uint64_t(col + token) * args.n + feature;
-        if (args.n % 4 == 0 && args.out_float != F32) {
-            if (feature >= args.n) continue;
-            const uint2 words = make_uint2(pack2(values[0], values[1], args.out_float),
-                                           pack2(values[2], values[3], args.out_float));
-            *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + to) = words;
-        } else {
-            for (uint32_t i = 0; i < 4 && feature + i < args.n; i++) {
-                store_float(args.out, to + i, values[i], args.out_float);
+#pragma unroll
+        for (uint32_t i = 0; i < BATCH; i++) {
+            const uint32_t token = (base + i) * blocks + rank;
+            if (token >= COLS || col + token >= args.m) break;
+            const float token_scale = BLOCK ? 1.0f : shared.token_scales[token];
+            const float values[4] = {sums[i].x * (token_scale * weight_scales[0]) + bias[0],
+                                     sums[i].y * (token_scale * weight_scales[1]) + bias[1],
+                                     sums[i].z * (token_scale * weight_scales[2]) + bias[2],
+                                     sums[i].w * (token_scale * weight_scales[3]) + bias[3]};
+            const uint64_t to = uint64_t(col + token) * args.n + feature;
+            if (args.n % 4 == 0 && args.out_float != F32) {
+                if (feature >= args.n) continue;
+                const uint2 words = make_uint2(pack2(values[0], values[1], args.out_float),
+                                               pack2(values[2], values[3], args.out_float));
+                *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + to) = words;
+            } else {
+#pragma unroll
+                for (uint32_t j = 0; j < 4; j++) {
+                    if (feature + j < args.n) store_float(args.out, to + j, values[j], args.out_float);
+                }
             }
         }
     }
@@ -218,11 +238,9 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
         small<COLS, BLOCK>(args, x, weight, blocks);                                                                   \
     }
 
-SMALL(16, , false)
 SMALL(32, , false)
 SMALL(64, , false)
 SMALL(128, , false)
-SMALL(16, _block, true)
 SMALL(32, _block, true)
 SMALL(64, _block, true)
 SMALL(128, _block, true)

@@ -1,6 +1,8 @@
 //! Products of activations, quantized or not, with E4M3 weights.
 
+mod any;
 mod choose;
+mod mma;
 mod params;
 mod skinny;
 mod sm90;
@@ -92,7 +94,7 @@ pub struct ScaledMm {
 pub unsafe fn scaled_mm(stream: &CudaStream, args: &ScaledMm) -> Result<(), Error> {
     let gpu = Gpu::of(stream)?;
     // SAFETY: the caller's promise.
-    unsafe { scaled_mm_with(stream, args, choose::choose(gpu, args)) }
+    unsafe { scaled_mm_with(stream, args, Kernel::chosen(gpu, args)) }
 }
 
 /// As [`scaled_mm`], with a kernel that is given.
@@ -119,7 +121,10 @@ pub unsafe fn scaled_mm_with(
     // SAFETY: the caller's promise, and the kernel serves the arguments.
     unsafe {
         match kernel {
+            Kernel::Any(config) => any::launch(stream, args, config),
+            Kernel::Mma(config) => mma::launch(stream, args, config),
             Kernel::Skinny(config) => skinny::launch(stream, args, config),
+            Kernel::Sm90Skinny(config) => sm90::launch_skinny(stream, gpu, args, config),
             Kernel::Sm90Small(config) => sm90::launch_small(stream, args, config),
             Kernel::Sm90Large(config) => sm90::launch_large(stream, gpu, args, config),
         }

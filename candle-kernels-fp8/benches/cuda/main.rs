@@ -1,0 +1,79 @@
+//! How fast the CUDA kernels are: each is checked, then timed over weights that do not fit the L2 cache, as a replayed
+//! graph; beside them the same bytes are only read, and PyTorch multiplies, in the same run.
+
+mod cases;
+mod device;
+mod peer;
+mod products;
+mod random;
+
+use clap::Parser;
+
+/// Times products of activations with FP8 weights on a GPU.
+///
+/// Prints medians: µs of a launch, TFLOP/s, GB/s of the bytes that must move, and how often that time goes into those of
+/// PyTorch's scaled_mm with scales of rows (row), with one scale (tensor), of its bf16 product, and of a pure read of the
+/// same bytes (read; above 1: slower than the read).
+#[derive(Debug, Clone, Parser)]
+#[command(name = "cuda")]
+struct Args {
+    /// Output × input features, such as 6144x4096; a name of `--list` is one too. All of the list if none is given.
+    #[arg(long = "shape", value_name = "N×K")]
+    shapes: Vec<String>,
+
+    /// Rows of activations.
+    #[arg(
+        short,
+        long,
+        value_delimiter = ',',
+        default_value = "1,4,16,32,64,128,512,2048,8192"
+    )]
+    m: Vec<usize>,
+
+    /// What is multiplied.
+    #[arg(long, value_enum, default_value = "row")]
+    scheme: cases::Scheme,
+
+    /// Add codes up in the tensor cores alone.
+    #[arg(long)]
+    fast: bool,
+
+    /// Launch kernels while the one before still runs (programmatic dependent launch).
+    #[arg(long)]
+    dependent: bool,
+
+    /// Time every kernel that serves, not only the chosen one.
+    #[arg(long)]
+    sweep: bool,
+
+    /// Of a sweep, only kernels whose name contains this.
+    #[arg(long, value_name = "PART", default_value = "", requires = "sweep")]
+    kernel: String,
+
+    /// Command that runs tools/peers/scaled_mm.py, such as "python3 tools/peers/scaled_mm.py".
+    #[arg(long, value_name = "COMMAND")]
+    peer: Option<String>,
+
+    /// Replays of a graph, of which the median counts.
+    #[arg(long, default_value_t = 15)]
+    replays: usize,
+
+    /// Print the shapes that have names, and stop.
+    #[arg(long)]
+    list: bool,
+
+    /// Passed by `cargo bench`.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args = Args::parse();
+    if args.list {
+        for (name, (n, k)) in cases::SHAPES {
+            println!("{name:<14} {n:>5}x{k}");
+        }
+        return Ok(());
+    }
+    products::run(&args)
+}

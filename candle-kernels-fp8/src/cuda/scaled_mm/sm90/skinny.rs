@@ -1,0 +1,98 @@
+//! At most 32 rows of activations: a product that is bound by reading the weight.
+
+use cudarc::driver::CudaStream;
+
+use super::{ALIGNED, DEPTH, SHARED, in_boxes, tensor_maps};
+use crate::cuda::Gpu;
+use crate::cuda::error::Error;
+use crate::cuda::launch::{Launch, args};
+use crate::cuda::library::Module;
+use crate::cuda::scaled_mm::params::Params;
+use crate::cuda::scaled_mm::{ScaledMm, row_wise};
+
+/// Tiles of a product that is bound by reading the weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sm90Skinny {
+    /// Output features of a tile: a multiple of 8, at most 64.
+    pub(in crate::cuda::scaled_mm) rows: u32,
+}
+
+/// Boxes of the weight in a stage, most stages, and most features, as device code says.
+const BOXES: u32 = 4;
+const MOST_STAGES: u32 = 16;
+const MOST_ROWS: u32 = 64;
+
+impl Sm90Skinny {
+    pub(in crate::cuda::scaled_mm) fn all() -> Vec<Self> {
+        let rows = (8..=MOST_ROWS).step_by(8);
+        rows.map(|rows| Self { rows }).collect()
+    }
+
+    /// Tiles that give every multiprocessor about as many features, in as few rounds as there must be.
+    pub(in crate::cuda::scaled_mm) fn chosen(gpu: Gpu, args: &ScaledMm) -> Self {
+        let most = gpu.processors * MOST_ROWS;
+        let n = args.n as u32;
+        let rounds = n.div_ceil(most);
+        let rows = n.div_ceil(rounds * gpu.processors).next_multiple_of(8);
+        Self { rows }
+    }
+
+    pub(in crate::cuda::scaled_mm) fn serves(self, args: &ScaledMm) -> bool {
+        in_boxes(args) && args.m <= if row_wise(args) { 32 } else { 16 }
+    }
+
+    /// Tokens of an instruction.
+    fn tokens(args: &ScaledMm) -> u32 {
+        match args.m {
+            ..=8 => 8,
+            9..=16 => 16,
+            _ => 32,
+        }
+    }
+
+    fn kernel(args: &ScaledMm) -> &'static str {
+        match (Self::tokens(args), row_wise(args)) {
+            (8, true) => "scaled_mm_sm90_skinny_8",
+            (8, false) => "scaled_mm_sm90_skinny_8_block",
+            (16, true) => "scaled_mm_sm90_skinny_16",
+            (16, false) => "scaled_mm_sm90_skinny_16_block",
+            _ => "scaled_mm_sm90_skinny_32",
+        }
+    }
+}
+
+/// # Safety
+/// As [`crate::cuda::scaled_mm`]; the device is of compute capability 9.0.
+pub(in crate::cuda::scaled_mm) unsafe fn launch(
+    stream: &CudaStream,
+    gpu: Gpu,
+    args: &ScaledMm,
+    config: Sm90Skinny,
+) -> Result<(), Error> {
+    let params = Params::new(args);
+    let tokens = Sm90Skinny::tokens(args);
+    let [x, weight] = tensor_maps(args, tokens, config.rows)?;
+    let kernel = Module::Sm90ScaledMmSkinny.kernel(Sm90Skinny::kernel(args))?;
+    // As device code lays it out: sums of two warpgroups for two tiles, scales, barriers; then the ring.
+    let sums = 2 * 2 * tokens * (MOST_ROWS + 4) * 4;
+    let before = (sums + tokens * 4 + 2 * MOST_STAGES * 8).next_multiple_of(ALIGNED) + ALIGNED;
+    let stage = BOXES * (config.rows + tokens) * DEPTH as u32;
+    // Even, so that each of the two warpgroups has stages of its own.
+    let stages = ((SHARED - before) / stage / 2 * 2).min(MOST_STAGES);
+    let launch = Launch {
+        grid: [params.n.div_ceil(config.rows).min(gpu.processors), 1, 1],
+        threads: 288,
+        shared: before + stages * stage,
+        cluster: 1,
+        dependent: args.dependent,
+    };
+    let dependent = u32::from(args.dependent);
+    // SAFETY: the kernel takes these arguments; the caller vouches for the memory.
+    unsafe {
+        launch.run(
+            stream,
+            kernel,
+            args![&params, &x, &weight, &config.rows, &stages, &dependent],
+        )
+    }
+}

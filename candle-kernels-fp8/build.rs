@@ -25,8 +25,10 @@ fn main() {
 }
 
 fn build() -> Result<(), String> {
-    let nvcc = nvcc()?;
+    let (nvcc, (major, minor)) = nvcc()?;
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let number = (major * 1000 + minor * 10).to_string();
+    fs::write(out.join("cuda_version"), number).map_err(|error| error.to_string())?;
     let mut sources: Vec<PathBuf> = fs::read_dir(SOURCES)
         .map_err(|error| format!("{SOURCES}: {error}"))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -59,6 +61,7 @@ fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     let mut command = Command::new(nvcc);
     command
         .args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"])
+        .args(["-Xfatbin", "-compress-all"])
         .args(["-gencode", "arch=compute_90a,code=sm_90a"]);
     // Hopper's own instructions exist on no other card. All else is for Ada and, as PTX, for what came after Hopper.
     if !stem.starts_with("sm90_") {
@@ -84,8 +87,8 @@ fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     ))
 }
 
-/// The compiler: `NVCC`, or the one of `CUDA_HOME`, `CUDA_PATH` or `CUDA_ROOT`, or the one on the `PATH`.
-fn nvcc() -> Result<PathBuf, String> {
+/// The compiler and its version: `NVCC`, or the one of `CUDA_HOME`, `CUDA_PATH` or `CUDA_ROOT`, or the one on the `PATH`.
+fn nvcc() -> Result<(PathBuf, (u32, u32)), String> {
     let homes = ["CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"];
     let of_home = |name| Some(Path::new(&env::var_os(name)?).join("bin/nvcc"));
     let nvcc = env::var_os("NVCC")
@@ -96,7 +99,7 @@ fn nvcc() -> Result<PathBuf, String> {
     let advice = format!(
         "The feature `cuda` needs nvcc {major}.{minor} or newer and a C++ compiler. Install the CUDA toolkit \
          (https://developer.nvidia.com/cuda-downloads; tools/cuda-toolkit.sh installs one from PyPI) and put nvcc on the \
-         PATH or set CUDA_HOME, or build without the feature."
+         PATH, or build without the feature."
     );
     let output = Command::new(&nvcc)
         .arg("--version")
@@ -117,5 +120,5 @@ fn nvcc() -> Result<PathBuf, String> {
             nvcc.display()
         ));
     }
-    Ok(nvcc)
+    Ok((nvcc, version))
 }

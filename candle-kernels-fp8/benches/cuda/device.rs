@@ -2,7 +2,8 @@
 
 use candle_kernels_fp8::cuda::{Address, Error};
 use cudarc::driver::sys::{CUevent_flags, CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, result};
+use std::ops::Range;
 use std::sync::Arc;
 
 pub(crate) type Failed = Box<dyn std::error::Error>;
@@ -44,6 +45,31 @@ impl Device {
         from: &Buffer<T>,
     ) -> Result<Vec<T>, Failed> {
         Ok(self.stream.clone_dtoh(&from.slice)?)
+    }
+
+    /// Some of what memory holds.
+    pub(crate) fn download_part<T: DeviceRepr + Clone + Default>(
+        &self,
+        from: &Buffer<T>,
+        part: Range<usize>,
+    ) -> Result<Vec<T>, Failed> {
+        Ok(self.stream.clone_dtoh(&from.slice.slice(part))?)
+    }
+
+    /// Memory of `count` elements, [poisoned](Self::poison).
+    pub(crate) fn room<T: DeviceRepr>(&self, count: usize) -> Result<Buffer<T>, Failed> {
+        // SAFETY: it is filled before anything reads it.
+        let buffer = self.buffer(unsafe { self.stream.alloc(count) }?);
+        self.poison(&buffer)?;
+        Ok(buffer)
+    }
+
+    /// Makes all bits ones: NaN as a code and as a float.
+    pub(crate) fn poison<T>(&self, buffer: &Buffer<T>) -> Result<(), Failed> {
+        let (bytes, stream) = (buffer.slice.num_bytes(), self.stream.cu_stream());
+        // SAFETY: the memory has as many bytes, and holds integers or floats, which may have any bits.
+        unsafe { result::memset_d8_async(buffer.address, 0xff, bytes, stream) }?;
+        Ok(())
     }
 
     /// Seconds of one of the launches that `launch` makes for each of `0..count`: the median of graph replays.

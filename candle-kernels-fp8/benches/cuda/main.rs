@@ -1,11 +1,14 @@
 //! How fast the CUDA kernels are: each is checked, then timed over weights that do not fit the L2 cache, as a replayed
-//! graph; beside them the same bytes are only read, and PyTorch multiplies, in the same run.
+//! graph; beside them the same bytes are only read, and PyTorch multiplies, in the same run. A second table times the
+//! kernels that make a product's activations, as shares of the product.
 
 mod cases;
 mod device;
 mod peer;
+mod producers;
 mod products;
 mod random;
+mod tokens;
 
 use clap::Parser;
 
@@ -14,19 +17,29 @@ use clap::Parser;
 /// Prints medians: µs of a launch, TFLOP/s, GB/s of the bytes that must move, and how often that time goes into those of
 /// PyTorch's scaled_mm with scales of rows (row), with one scale (tensor), of its bf16 product, and of a pure read of the
 /// same bytes (read; above 1: slower than the read).
+///
+/// With --producers, times kernels that write a product's activations instead, alone and with the result quantized, on
+/// BF16: us and GB/s as above; how much longer than alone (extra); and that in percent of the product that follows in a
+/// Llama 8B (qkv 6144x4096 after norms, down 4096x14336 after SiLU x up). Of a quantizer alone, all of its time is extra.
+/// Launches go through up to 64 copies of what is read and written; what then still fits the L2 cache is read from there.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cuda")]
 struct Args {
+    /// Time norms, SiLU x up, quantizers, casts and dequantization instead of products.
+    #[arg(long, conflicts_with_all = ["shapes", "scheme", "sweep", "peer"])]
+    producers: bool,
+
     /// Output × input features, such as 6144x4096; a name of `--list` is one too. All of the list if none is given.
     #[arg(long = "shape", value_name = "N×K")]
     shapes: Vec<String>,
 
-    /// Rows of activations.
+    /// Rows of activations; 1,16,512,2048,8192 if none are given with --producers.
     #[arg(
         short,
         long,
         value_delimiter = ',',
-        default_value = "1,4,16,32,64,128,512,2048,8192"
+        default_value = "1,4,16,32,64,128,512,2048,8192",
+        default_value_if("producers", "true", "1,16,512,2048,8192")
     )]
     m: Vec<usize>,
 
@@ -75,5 +88,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         return Ok(());
     }
-    products::run(&args)
+    match args.producers {
+        true => producers::run(&args),
+        false => products::run(&args),
+    }
 }

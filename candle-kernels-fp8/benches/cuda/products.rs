@@ -13,7 +13,7 @@ use crate::peer::{Peer, Times};
 use crate::random::Random;
 
 /// Bytes of weights that a graph goes through: several times the L2 cache of an H200 (50 MiB).
-const PAST_L2: usize = 300_000_000;
+pub(crate) const PAST_L2: usize = 300_000_000;
 
 pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let device = Device::new()?;
@@ -40,8 +40,21 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Seconds of a product of `m` rows with the kernel that is chosen for it, which is checked.
+pub(crate) fn seconds(
+    device: &Device,
+    weights: &Weights,
+    args: &Args,
+    m: usize,
+) -> Result<f64, Failed> {
+    let product = Product::new(device, weights, args, m)?;
+    let kernel = Kernel::chosen(Gpu::of(&device.stream)?, &product.args(0));
+    product.check(kernel)?;
+    product.time(kernel)
+}
+
 /// Copies of a weight, and what the host needs to check products with it.
-struct Weights {
+pub(crate) struct Weights {
     n: usize,
     k: usize,
     host: Vec<u8>,
@@ -52,7 +65,12 @@ struct Weights {
 }
 
 impl Weights {
-    fn new(device: &Device, scheme: Scheme, n: usize, k: usize) -> Result<Self, Failed> {
+    pub(crate) fn new(
+        device: &Device,
+        scheme: Scheme,
+        n: usize,
+        k: usize,
+    ) -> Result<Self, Failed> {
         let mut random = Random::new((n * k) as u64);
         let layout = match scheme {
             Scheme::Block => ScaleLayout::Block {

@@ -1,6 +1,7 @@
 //! Numbers as quantized models hold them: on zeros or uniform codes a GPU draws other power, and runs at another clock.
 
 use candle_kernels_fp8::e4m3;
+use half::bf16;
 
 pub(crate) struct Random {
     state: u64,
@@ -43,6 +44,16 @@ impl Random {
                 let bits = self.bits() as usize;
                 self.codes[bits >> 16]
             })
+            .collect()
+    }
+
+    /// Normal values.
+    pub(crate) fn values(&mut self, count: usize) -> Vec<bf16> {
+        let some: Vec<bf16> = (0..1 << 16)
+            .map(|_| bf16::from_f32(self.normal()))
+            .collect();
+        (0..count)
+            .map(|_| some[self.bits() as usize >> 16])
             .collect()
     }
 

@@ -11,8 +11,8 @@ use super::{Address, Float, Gpu};
 const THREADS: u32 = 256;
 const EACH: usize = 32;
 
-/// Writes the code of each of `count` values: the nearest, beyond ±448 that of ±448, NaN of the same sign for NaN (as
-/// [`encode`](crate::e4m3::encode)).
+/// Writes the code of each of `count` values: the nearest, beyond ±448 that of ±448, a NaN of either sign for NaN
+/// (otherwise as [`encode`](crate::e4m3::encode)).
 ///
 /// # Errors
 /// If the device has no FP8 units or the driver refuses the launch.

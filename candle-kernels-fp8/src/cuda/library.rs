@@ -9,6 +9,15 @@ use std::sync::{OnceLock, RwLock};
 
 use super::error::{Error, check};
 
+/// The version of the compiler of the kernels: 12040 is 12.4.
+const NVCC: u32 = include!(concat!(env!("OUT_DIR"), "/cuda_version"));
+
+// Where cudarc finds no nvcc, it takes the newest CUDA that it knows, of which the libraries may lack functions.
+const _: () = assert!(
+    sys::CUDA_VERSION <= NVCC,
+    "cudarc was built for a newer CUDA than nvcc's: put nvcc on the PATH and run `cargo clean -p cudarc`"
+);
+
 /// A fat binary, aligned as the driver reads it.
 #[repr(C, align(64))]
 struct Binary<T: ?Sized>(T);

@@ -5,14 +5,7 @@
 // Pieces that a thread has under way.
 constexpr uint32_t DEPTH = 4;
 
-// The sign bits of four values, each where its code has it.
-__device__ __forceinline__ uint32_t signs4(float a, float b, float c, float d) {
-    const uint32_t low = __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x0073);
-    const uint32_t high = __byte_perm(__float_as_uint(c), __float_as_uint(d), 0x0073);
-    return __byte_perm(low, high, 0x5410) & 0x80808080;
-}
-
-// Saturates. All codes have the sign of their value without it being set again, but that of NaN.
+// Saturates.
 template <typename T>
 __device__ __forceinline__ void encode(const T* from, uint8_t* to, uint64_t count, bool aligned) {
     launch_dependents();
@@ -31,14 +24,12 @@ __device__ __forceinline__ void encode(const T* from, uint8_t* to, uint64_t coun
         if (piece >= pieces) continue;
         float x[PIECE];
         held[i].widen(x);
-        const uint2 codes = make_uint2(encode4(x[0], x[1], x[2], x[3]) | signs4(x[0], x[1], x[2], x[3]),
-                                       encode4(x[4], x[5], x[6], x[7]) | signs4(x[4], x[5], x[6], x[7]));
+        const uint2 codes = make_uint2(encode4(x[0], x[1], x[2], x[3]), encode4(x[4], x[5], x[6], x[7]));
         *reinterpret_cast<uint2*>(to + piece * PIECE) = codes;
     }
     const uint64_t step = uint64_t(gridDim.x) * blockDim.x;
     for (uint64_t i = pieces * PIECE + uint64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-        const float x = to_f32(from[i]);
-        to[i] = encode2(x, 0.0f) | (__float_as_uint(x) >> 24 & 0x80);
+        to[i] = encode2(to_f32(from[i]), 0.0f);
     }
 }
 

@@ -46,24 +46,34 @@ struct Tiles {
 template <uint32_t ROWS, uint32_t COLS>
 __device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const ScaledMm& args, const CUtensorMap& x,
                                         const CUtensorMap& weight, uint32_t rank) {
+    constexpr uint32_t STAGES = Shared<ROWS, COLS>::STAGES, SHARE = ROWS / PAIR;
     const Tiles<ROWS, COLS> tiles(args);
     const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
-    constexpr uint32_t STAGES = Shared<ROWS, COLS>::STAGES;
     uint32_t stage = 0, phase = 0;
     for (uint32_t tile = blockIdx.x / PAIR; tile < tiles.count(); tile += gridDim.x / PAIR) {
         uint32_t row, pair;
         tiles.place(tile, row, pair);
-        const uint32_t first_row = row * ROWS + rank * (ROWS / PAIR), first_col = (pair * PAIR + rank) * COLS;
+        const uint32_t first_row = row * ROWS + rank * SHARE, first_col = (pair * PAIR + rank) * COLS;
         for (uint32_t step = 0; step < steps; step++) {
             const uint32_t full = shared_address(&shared.full[stage]);
             barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
             barrier_expect(full, (ROWS + COLS) * DEPTH);
-            copy_tile_to(shared_address(shared.x[stage][rank * (ROWS / PAIR)]), &x, step * DEPTH, first_row, full, 3);
+            copy_tile_to(shared_address(shared.x[stage][rank * SHARE]), &x, step * DEPTH, first_row, full, 3);
             copy_tile(shared_address(shared.weight[stage]), &weight, step * DEPTH, first_col, full);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
     }
 }
+
+// Which scale of a row belongs to a step along K; asked for step after step.
+struct Run {
+    uint32_t length, index = 0, passed = 0; // steps
+
+    __device__ __forceinline__ explicit Run(uint32_t run) : length((run + DEPTH - 1) / DEPTH) {}
+    __device__ __forceinline__ void advance() {
+        if (++passed == length) passed = 0, index++;
+    }
+};
 
 // The scales of a thread's rows, two of each product, and of the columns, for one part of K.
 template <uint32_t PRODUCTS>
@@ -98,17 +108,24 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
             }
             shared.bias[group][i] = args.bias ? load_float(args.bias, col, args.bias_float) : 0.0f;
         }
-        auto part_scales = [&](uint32_t step) {
-            PartScales<PRODUCTS> scales;
-            const uint32_t k = min(step * DEPTH, args.k - 1);
-            const uint32_t col = min(first_col, args.n - 1);
-            scales.col = weight_scale(args, col, k);
-            for (uint32_t half = 0; half < PRODUCTS; half++) {
-                for (uint32_t c = 0; c < 2; c++) {
-                    const uint32_t row = min(row_of(half, c), args.m - 1);
-                    scales.row[half][c] = x_scale(args, row, k);
-                }
+        const float *x_scales[PRODUCTS][2], *col_scales;
+        Run x_run(args.x_scale_run), col_run(args.weight_scale_run);
+        if constexpr (BLOCK) {
+            col_scales = args.weight_scales +
+                         uint64_t(min(first_col, args.n - 1) / args.weight_scale_rows) * args.weight_scale_row;
+#pragma unroll
+            for (uint32_t i = 0; i < PRODUCTS * 2; i++) {
+                const uint32_t row = min(row_of(i / 2, i % 2), args.m - 1);
+                x_scales[i / 2][i % 2] = args.x_scales + uint64_t(row) * args.x_scale_row;
             }
+        }
+        // Those of the next step, loaded a step ahead; past the end of K those of the last one.
+        auto part_scales = [&](bool last) {
+            PartScales<PRODUCTS> scales;
+            scales.col = col_scales[col_run.index];
+#pragma unroll
+            for (uint32_t i = 0; i < PRODUCTS * 2; i++) scales.row[i / 2][i % 2] = x_scales[i / 2][i % 2][x_run.index];
+            if (!last) x_run.advance(), col_run.advance();
             return scales;
         };
 
@@ -147,11 +164,11 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
                 for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] = 0.0f;
             }
             PartScales<PRODUCTS> scales, next;
-            if constexpr (BLOCK) next = part_scales(0);
+            if constexpr (BLOCK) next = part_scales(steps == 1);
             for (uint32_t step = 0; step < steps; step++) {
                 if constexpr (BLOCK) {
                     scales = next;
-                    next = part_scales(step + 1);
+                    next = part_scales(step + 2 >= steps);
                 }
                 barrier_wait(shared_address(&shared.full[stage]), phase);
                 const uint64_t a = tile_descriptor(shared_address(shared.x[stage][group * GROUP_ROWS]));

@@ -78,6 +78,9 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const Work& work
     }
 }
 
+// Boxes in a run of K that shares a scale.
+__device__ __forceinline__ uint32_t boxes_of(uint32_t run) { return (run + DEPTH - 1) / DEPTH; }
+
 template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
                                         const Ring<TOKENS>& ring) {
@@ -99,19 +102,34 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
             }
         }
 
+        // With BLOCK, the scales of this thread's rows and tokens, one after the other along K.
+        const float *row_scales[2], *token_scales[TOKENS / 4];
+        const uint32_t row_run = boxes_of(args.weight_scale_run), token_run = boxes_of(args.x_scale_run);
+        if constexpr (BLOCK) {
+#pragma unroll
+            for (uint32_t i = 0; i < 2; i++) {
+                const uint32_t at = min(first + warp * 16 + i * 8 + g, args.n - 1);
+                row_scales[i] = args.weight_scales + uint64_t(at / args.weight_scale_rows) * args.weight_scale_row;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < TOKENS / 4; i++) {
+                const uint32_t token = min(i / 2 * 8 + t * 2 + i % 2, args.m - 1);
+                token_scales[i] = args.x_scales + uint64_t(token) * args.x_scale_row;
+            }
+        }
+
         float total[TOKENS / 2] = {};
         for (; turn < work.turns; turn += CONSUMERS) {
-            float scales[BLOCK ? BOXES : 1][BLOCK ? TOKENS / 2 : 1];
+            float of_rows[BOXES][2], of_tokens[BOXES][TOKENS / 4];
             if constexpr (BLOCK) {
 #pragma unroll
                 for (uint32_t box = 0; box < BOXES; box++) {
-                    const uint32_t k = min((turn * BOXES + box) * DEPTH, args.k - 1);
+                    const uint32_t at = min(turn * BOXES + box, work.boxes - 1);
+                    const uint32_t row_at = quotient(at, row_run), token_at = quotient(at, token_run);
 #pragma unroll
-                    for (uint32_t i = 0; i < TOKENS / 2; i++) {
-                        const uint32_t at = min(first + warp * 16 + i / 2 % 2 * 8 + g, args.n - 1);
-                        const uint32_t token = min(i / 4 * 8 + t * 2 + i % 2, args.m - 1);
-                        scales[box][i] = weight_scale(args, at, k) * x_scale(args, token, k);
-                    }
+                    for (uint32_t i = 0; i < 2; i++) of_rows[box][i] = row_scales[i][row_at];
+#pragma unroll
+                    for (uint32_t i = 0; i < TOKENS / 4; i++) of_tokens[box][i] = token_scales[i][token_at];
                 }
             }
             barrier_wait(shared_address(&shared.full[stage]), lap % 2);
@@ -137,7 +155,9 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
                 if (box < boxes) {
 #pragma unroll
                     for (uint32_t i = 0; i < TOKENS / 2; i++) {
-                        total[i] += BLOCK ? parts[box][i] * scales[BLOCK ? box : 0][BLOCK ? i : 0] : parts[box][i];
+                        float part = parts[box][i];
+                        if constexpr (BLOCK) part *= of_rows[box][i / 2 % 2] * of_tokens[box][i / 4 * 2 + i % 2];
+                        total[i] += part;
                     }
                 }
             }

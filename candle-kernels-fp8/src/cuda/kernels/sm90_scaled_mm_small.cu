@@ -42,7 +42,8 @@ struct Share {
 
 template <uint32_t COLS, bool BLOCK>
 __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& args, const CUtensorMap& x,
-                                        const CUtensorMap& weight, Share share, uint32_t row, uint32_t col) {
+                                        const CUtensorMap& weight, Share share, uint32_t row, uint32_t col,
+                                        bool dependent) {
     constexpr uint32_t STAGES = Shared<COLS>::STAGES, BYTES = (ROWS + COLS) * DEPTH, LANES = (COLS + 31) / 32;
     const uint32_t lane = threadIdx.x % 32, steps = share.end - share.begin;
     auto full = [&](uint32_t stage) { return shared_address(&shared.full[stage]); };
@@ -53,13 +54,17 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
     auto copy_x = [&](uint32_t stage, uint32_t step) {
         copy_tile(shared_address(shared.ring.x[stage]), &x, (share.begin + step) * DEPTH, col, full(stage));
     };
-    // Weights are there already; activations may still be in the making.
+    // Weights are there already; activations may still be in the making. Where they are not, they go along with the
+    // weights: behind all of them they would come late.
     const uint32_t ahead = min(STAGES, steps);
     if (lane == 0) {
-        for (uint32_t step = 0; step < ahead; step++) copy_weight(step, step);
+        for (uint32_t step = 0; step < ahead; step++) {
+            copy_weight(step, step);
+            if (!dependent) copy_x(step, step);
+        }
     }
     wait_for_inputs();
-    if (lane == 0) {
+    if (lane == 0 && dependent) {
         for (uint32_t step = 0; step < ahead; step++) copy_x(step, step);
     }
     for (uint32_t i = lane; !BLOCK && i < COLS; i += 32) {
@@ -143,7 +148,7 @@ __device__ __forceinline__ float4 load_sums(const float* own, uint32_t block) {
 
 template <uint32_t COLS, bool BLOCK>
 __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight,
-                                      uint32_t blocks) {
+                                      uint32_t blocks, bool dependent) {
     // At the same place in all blocks of a cluster.
     Shared<COLS>& shared = aligned_shared<Shared<COLS>>();
     constexpr uint32_t STAGES = Shared<COLS>::STAGES;
@@ -172,7 +177,7 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
     __syncthreads();
     launch_dependents();
     if (threadIdx.x >= CONSUMERS * WARPGROUP) {
-        produce<COLS, BLOCK>(shared, args, x, weight, share, row, col);
+        produce<COLS, BLOCK>(shared, args, x, weight, share, row, col, dependent);
     } else {
         float total[COLS / 2];
         consume<COLS, BLOCK>(shared, share.end - share.begin, total);
@@ -234,8 +239,8 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
 #define SMALL(COLS, SUFFIX, BLOCK)                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS, COLS <= 64 ? 2 : 1) scaled_mm_sm90_small_##COLS##SUFFIX(      \
         const __grid_constant__ ScaledMm args, const __grid_constant__ CUtensorMap x,                                   \
-        const __grid_constant__ CUtensorMap weight, uint32_t blocks) {                                                 \
-        small<COLS, BLOCK>(args, x, weight, blocks);                                                                   \
+        const __grid_constant__ CUtensorMap weight, uint32_t blocks, uint32_t dependent) {                             \
+        small<COLS, BLOCK>(args, x, weight, blocks, dependent);                                                        \
     }
 
 SMALL(32, , false)

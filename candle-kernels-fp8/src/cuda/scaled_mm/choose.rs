@@ -101,7 +101,7 @@ fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         .map(|config| (Kernel::Sm90Small(config), small_micros(gpu, args, config)));
     let large = Sm90Large::all()
         .into_iter()
-        .filter(|config| config.serves(args))
+        .filter(|config| config.serves(args) && args.m > 64)
         .map(|config| (Kernel::Sm90Large(config), large_micros(gpu, args, config)));
     small
         .chain(large)
@@ -109,8 +109,8 @@ fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         .map(|(kernel, _)| kernel)
 }
 
-/// Microseconds that a kernel should take: what starts and ends it, and for each round of tiles its steps along K. The
-/// constants fit what an H200 took for linears of 8B models and 64 to 8192 rows, within some 10%.
+/// Microseconds that a kernel should take: what starts and ends it, and for each round of tiles its steps along K, or the
+/// reading of the weight. The constants fit what an H200 took for linears of 8B models and 64 to 8192 rows.
 fn large_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Large) -> f64 {
     let (step, end) = match (config.tokens, config.features) {
         (256, _) => (0.735, 0.9),
@@ -119,29 +119,38 @@ fn large_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Large) -> f64 {
         (_, 96) => (0.31, 0.5),
         _ => (0.255, 0.5),
     };
-    let pairs =
-        args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(2 * config.features as usize);
+    let pairs = args.m.div_ceil(config.tokens as usize)
+        * args.n.div_ceil(2 * config.features as usize);
     let rounds = pairs.div_ceil(gpu.processors as usize / 2);
-    3.0 + rounds as f64 * (steps(args) * step + end)
+    let multiply = rounds as f64 * (steps(args) * step + end);
+    3.0 + multiply.max(1.15 * read_micros(args))
 }
 
 /// As [`large_micros`].
 fn small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
-    // Two blocks fit a multiprocessor, unless their tiles are the largest.
-    let (step, fit) = match config.tokens {
-        32 => (0.16, 2),
-        64 => (0.23, 2),
-        _ => (0.39, 1),
+    let step = match config.tokens {
+        32 => 0.23,
+        64 => 0.28,
+        _ => 0.42,
     };
-    let blocks = f64::from(config.blocks);
-    let tiles =
-        args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
-    let rounds = (tiles * config.blocks as usize).div_ceil(gpu.processors as usize * fit);
-    let multiply = rounds as f64 * steps(args) / blocks * step;
-    // Bytes of the weight at what few rows leave of the memory's speed.
-    let read = (args.n * args.k) as f64 / 4e6 - 2.0;
-    let reduce = if config.blocks > 1 { 1.5 + blocks } else { 1.0 };
-    5.0 + multiply.max(read) + reduce
+    let tiles = args.m.div_ceil(config.tokens as usize)
+        * args.n.div_ceil(Sm90Small::FEATURES as usize);
+    let blocks = config.blocks as usize;
+    // Clusters of more than two leave some multiprocessors without one.
+    let processors = match blocks {
+        ..=2 => gpu.processors as usize,
+        _ => gpu.processors as usize * 9 / 10,
+    };
+    let rounds = (tiles * blocks).div_ceil(processors) as f64;
+    let multiply = steps(args) / blocks as f64 * step;
+    let reduce = 0.7 + 0.7 * blocks as f64;
+    let read = read_micros(args) - 2.0;
+    1.5 + (rounds * (multiply + 3.5 + reduce)).max(read + 3.5 + reduce)
+}
+
+/// Microseconds in which an H200's memory gives the weight.
+fn read_micros(args: &ScaledMm) -> f64 {
+    (args.n * args.k) as f64 / 4e6
 }
 
 /// Steps along K.

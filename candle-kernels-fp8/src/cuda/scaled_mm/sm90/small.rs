@@ -78,6 +78,13 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
         cluster: config.blocks,
         dependent: args.dependent,
     };
+    let dependent = u32::from(args.dependent);
     // SAFETY: the kernel takes these arguments; the caller vouches for the memory.
-    unsafe { launch.run(stream, kernel, args![&params, &x, &weight, &config.blocks]) }
+    unsafe {
+        launch.run(
+            stream,
+            kernel,
+            args![&params, &x, &weight, &config.blocks, &dependent],
+        )
+    }
 }

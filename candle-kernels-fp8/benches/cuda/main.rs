@@ -19,9 +19,10 @@ use clap::Parser;
 /// same bytes (read; above 1: slower than the read).
 ///
 /// With --producers, times kernels that write a product's activations instead, alone and with the result quantized, on
-/// BF16: us and GB/s as above; how much longer than alone (extra); and that in percent of the product that follows in a
-/// Llama 8B (qkv 6144x4096 after norms, down 4096x14336 after SiLU x up). Of a quantizer alone, all of its time is extra.
-/// Launches go through up to 64 copies of what is read and written; what then still fits the L2 cache is read from there.
+/// BF16: us and GB/s as above; us more than alone (extra); and those in percent of the product that follows in a Llama
+/// 8B (qkv 6144x4096 after norms, down 4096x14336 after SiLU x up). Of a quantizer alone, all of its time is extra.
+/// Launches go through 2 to 64 copies of what is read and written, 300 MB if so many are as much; with fewer rows, the
+/// L2 cache holds them all, as it mostly does in a model.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cuda")]
 struct Args {

@@ -65,12 +65,7 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    pub(crate) fn new(
-        device: &Device,
-        scheme: Scheme,
-        n: usize,
-        k: usize,
-    ) -> Result<Self, Failed> {
+    pub(crate) fn new(device: &Device, scheme: Scheme, n: usize, k: usize) -> Result<Self, Failed> {
         let mut random = Random::new((n * k) as u64);
         let layout = match scheme {
             Scheme::Block => ScaleLayout::Block {

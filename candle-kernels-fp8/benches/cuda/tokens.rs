@@ -28,11 +28,11 @@ pub(crate) struct Tokens<'a> {
     weight: Vec<bf16>,
     device_scales: Buffer<f32>,
     device_weight: Buffer<u16>,
-    copies: Vec<Copy>,
+    copies: Vec<Memory>,
 }
 
 /// Memory of one launch.
-struct Copy {
+struct Memory {
     x: Buffer<u16>,
     other: Buffer<u16>,
     codes: Buffer<u8>,
@@ -62,7 +62,7 @@ impl<'a> Tokens<'a> {
             device.upload(&codes)?,
         );
         let copy = |_| {
-            Ok(Copy {
+            Ok(Memory {
                 x: device.copy(&first.0)?,
                 other: device.copy(&first.1)?,
                 codes: device.copy(&first.2)?,

@@ -53,7 +53,10 @@ fn every_value_of_16_bits() {
                 Float::Bf16 => bf16::from_bits(bits).to_f32(),
                 _ => f16::from_bits(bits).to_f32(),
             };
-            assert!(encodes(code, value), "{float:?} {bits:#x}, {value:e}: {code:#x}");
+            assert!(
+                encodes(code, value),
+                "{float:?} {bits:#x}, {value:e}: {code:#x}"
+            );
         }
     }
 }

@@ -119,8 +119,8 @@ fn large_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Large) -> f64 {
         (_, 96) => (0.31, 0.5),
         _ => (0.255, 0.5),
     };
-    let pairs = args.m.div_ceil(config.tokens as usize)
-        * args.n.div_ceil(2 * config.features as usize);
+    let pairs =
+        args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(2 * config.features as usize);
     let rounds = pairs.div_ceil(gpu.processors as usize / 2);
     let multiply = rounds as f64 * (steps(args) * step + end);
     3.0 + multiply.max(1.15 * read_micros(args))
@@ -133,8 +133,8 @@ fn small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
         64 => 0.28,
         _ => 0.42,
     };
-    let tiles = args.m.div_ceil(config.tokens as usize)
-        * args.n.div_ceil(Sm90Small::FEATURES as usize);
+    let tiles =
+        args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
     let blocks = config.blocks as usize;
     // Clusters of more than two leave some multiprocessors without one.
     let processors = match blocks {

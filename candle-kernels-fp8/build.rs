@@ -14,7 +14,14 @@ fn main() {
         return;
     }
     println!("cargo::rerun-if-changed={SOURCES}");
-    for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_ROOT", "PATH"] {
+    for name in [
+        "NVCC",
+        "NVCC_APPEND_FLAGS",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "CUDA_ROOT",
+        "PATH",
+    ] {
         println!("cargo::rerun-if-env-changed={name}");
     }
     if let Err(message) = build() {
@@ -60,14 +67,19 @@ fn compile(nvcc: &Path, source: &Path, out: &Path) -> Result<(), String> {
     let stem = source.file_stem().unwrap().to_str().unwrap();
     let mut command = Command::new(nvcc);
     command
-        .args(["-fatbin", "-std=c++17", "-O3", "-lineinfo"])
-        .args(["-Xfatbin", "-compress-all"])
-        .args(["-gencode", "arch=compute_90a,code=sm_90a"]);
-    // Hopper's own instructions exist on no other card. All else is for Ada and, as PTX, for what came after Hopper.
-    if !stem.starts_with("sm90_") {
-        command
-            .args(["-gencode", "arch=compute_89,code=sm_89"])
-            .args(["-gencode", "arch=compute_90,code=compute_90"]);
+        .args(["-fatbin", "-std=c++17", "-O3"])
+        .args(["-Xfatbin", "-compress-all"]);
+    // Hopper's own instructions exist on no other card. All else is for Ada, Hopper and, as PTX, for what came after them.
+    let targets: &[&str] = if stem.starts_with("sm90_") {
+        &["arch=compute_90a,code=sm_90a"]
+    } else {
+        &[
+            "arch=compute_89,code=sm_89",
+            "arch=compute_90,code=[sm_90,compute_90]",
+        ]
+    };
+    for target in targets {
+        command.args(["-gencode", target]);
     }
     command
         .arg("-o")

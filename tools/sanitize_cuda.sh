@@ -43,6 +43,8 @@ done
 binaries=("$@")
 if [ ${#binaries[@]} = 0 ]; then
     cd "$(dirname "$0")/.."
+    # So that findings name lines of source.
+    export NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} -lineinfo"
     built=$(cargo test -p candle-kernels-fp8 --features cuda --locked --test 'cuda_*' --no-run --message-format json)
     mapfile -t binaries < <(grep -oP '"executable":"\K[^"]+' <<<"$built")
     [ ${#binaries[@]} -gt 0 ] || fail 'cargo built no tests for CUDA'

@@ -129,15 +129,18 @@ __device__ __forceinline__ void any(const ScaledMm& args) {
                 }
             }
             if (k < run_end) break; // the sum goes on in the next chunk
+            // Those past the end are not stored: any scale will do.
+            float x_scales[EACH_ROWS];
 #pragma unroll
             for (uint32_t i = 0; i < EACH_ROWS; i++) {
+                x_scales[i] = args.x_scales ? x_scale(args, min(row + my_row + i, args.m - 1), run) : 1.0f;
+            }
 #pragma unroll
-                for (uint32_t j = 0; j < EACH_COLS; j++) {
-                    // Those past the end are not stored: any scale will do.
-                    uint32_t token = min(row + my_row + i, args.m - 1), feature = min(col + my_col + j, args.n - 1);
-                    float scale = weight_scale(args, feature, run);
-                    if (args.x_scales) scale *= x_scale(args, token, run);
-                    total[i][j] = fmaf(sums[i][j], scale, total[i][j]);
+            for (uint32_t j = 0; j < EACH_COLS; j++) {
+                const float scale = weight_scale(args, min(col + my_col + j, args.n - 1), run);
+#pragma unroll
+                for (uint32_t i = 0; i < EACH_ROWS; i++) {
+                    total[i][j] = fmaf(sums[i][j], scale * x_scales[i], total[i][j]);
                     sums[i][j] = 0.0f;
                 }
             }
@@ -145,12 +148,20 @@ __device__ __forceinline__ void any(const ScaledMm& args) {
         __syncthreads();
     }
 
+    // Through shared memory: neighbouring threads store neighbouring results, and the code to store one is there once.
+    constexpr uint32_t STRIDE = COLS + 1;
+    static_assert(ROWS * STRIDE <= CHUNK * X_STRIDE);
 #pragma unroll
     for (uint32_t i = 0; i < EACH_ROWS; i++) {
 #pragma unroll
-        for (uint32_t j = 0; j < EACH_COLS; j++) {
-            uint32_t token = row + my_row + i, feature = col + my_col + j;
-            if (token < args.m && feature < args.n) store_result(args, token, feature, total[i][j]);
+        for (uint32_t j = 0; j < EACH_COLS; j++) x_tile[(my_row + i) * STRIDE + my_col + j] = total[i][j];
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < ROWS * COLS; i += THREADS) {
+        const uint32_t token = row + i / COLS, feature = col + i % COLS;
+        if (token < args.m && feature < args.n) {
+            store_result(args, token, feature, x_tile[i / COLS * STRIDE + i % COLS]);
         }
     }
 }

@@ -10,15 +10,6 @@
 #include "scaled_mm.cuh"
 #include "tiles.cuh"
 
-// Hopper has no FP8 form of these instructions: what ptxas makes of them expands both factors to halves, multiplies
-// these, and adds the result to the sum outside of the tensor cores. Expanded here, the tensor cores add; products are
-// the same.
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-constexpr bool HAS_E4M3 = false;
-#else
-constexpr bool HAS_E4M3 = true;
-#endif
-
 enum Scheme {
     ROW,      // scales of tokens and features; sums stay in the tensor cores' registers
     PROMOTED, // the same; sums of a step along K are added up outside of the tensor cores
@@ -144,29 +135,12 @@ struct Operands<uint8_t> {
                 const uint32_t row = lane / 16 * 8 + lane % 8;
                 read_matrices(codes[e], x + e * 16 * DEPTH + X::place(row, 2 * k + lane / 8 % 2));
             }
-            if constexpr (HAS_E4M3) {
 #pragma unroll
-                for (uint32_t s = 0; s < SETS; s++) {
+            for (uint32_t s = 0; s < SETS; s++) {
 #pragma unroll
-                    for (uint32_t e = 0; e < EIGHTS; e++) {
-                        const uint32_t* b = codes[e / 2] + e % 2 * 2;
-                        mma_e4m3(sums.d[s][e], w[s][0], w[s][1], w[s][2], w[s][3], b[0], b[1]);
-                    }
-                }
-            } else {
-#pragma unroll
-                for (uint32_t word = 0; word < 2; word++) {
-                    uint32_t a[SETS][2], b[EIGHTS][2];
-#pragma unroll
-                    for (uint32_t s = 0; s < SETS; s++) {
-                        a[s][0] = w[s][2 * word];
-                        a[s][1] = w[s][2 * word + 1];
-                    }
-#pragma unroll
-                    for (uint32_t e = 0; e < EIGHTS; e++) {
-                        widen4(b[e][0], b[e][1], codes[e / 2][e % 2 * 2 + word], __half());
-                    }
-                    sums.template add_expanded<__half>(a, b);
+                for (uint32_t e = 0; e < EIGHTS; e++) {
+                    const uint32_t* b = codes[e / 2] + e % 2 * 2;
+                    mma_e4m3(sums.d[s][e], w[s][0], w[s][1], w[s][2], w[s][3], b[0], b[1]);
                 }
             }
         }

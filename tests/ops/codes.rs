@@ -1,6 +1,7 @@
 //! Decoding and encoding, exactly: all codes, all BF16 and F16 values, and many F32 ones.
 
-use crate::cases::{Random, code_bits, fnv};
+use crate::cases::{Random, code_bits, fnv, values};
+use crate::devices::everywhere;
 use crate::oracle;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_kernels_fp8::e4m3;
@@ -44,8 +45,19 @@ fn encodes_every_bf16() -> Result<()> {
     }
     let x = Tensor::new(all, &Device::Cpu)?;
     let found = code_bits(&candle_fp8::quantize_static(&x, 1.0)?)?;
-    assert_eq!(fnv(found), TORCH_BF16);
-    Ok(())
+    assert_eq!(fnv(found.iter().copied()), TORCH_BF16);
+    everywhere(|device| {
+        let x = x.to_device(device)?;
+        for codes in [
+            candle_fp8::quantize_static(&x, 1.0)?,
+            candle_fp8::cast(&x, DType::F8E4M3)?,
+        ] {
+            let codes = code_bits(&codes)?;
+            let differ = |(a, b): (&u8, &u8)| a != b && (a & 0x7f, b & 0x7f) != (0x7f, 0x7f);
+            assert!(!codes.iter().zip(&found).any(differ));
+        }
+        Ok(())
+    })
 }
 
 #[test]
@@ -56,8 +68,19 @@ fn encodes_every_f16() -> Result<()> {
     }
     let x = Tensor::new(all, &Device::Cpu)?;
     let found = code_bits(&candle_fp8::quantize_static(&x, 1.0)?)?;
-    assert_eq!(fnv(found), TORCH_F16);
-    Ok(())
+    assert_eq!(fnv(found.iter().copied()), TORCH_F16);
+    everywhere(|device| {
+        let x = x.to_device(device)?;
+        for codes in [
+            candle_fp8::quantize_static(&x, 1.0)?,
+            candle_fp8::cast(&x, DType::F8E4M3)?,
+        ] {
+            let codes = code_bits(&codes)?;
+            let differ = |(a, b): (&u8, &u8)| a != b && (a & 0x7f, b & 0x7f) != (0x7f, 0x7f);
+            assert!(!codes.iter().zip(&found).any(differ));
+        }
+        Ok(())
+    })
 }
 
 #[test]
@@ -114,5 +137,56 @@ fn round_trips_through_candle() -> Result<()> {
     for (code, value) in all.into_iter().zip(cast.to_vec1::<f32>()?) {
         assert!(value == e4m3::decode(code) || (value.is_nan() && code & 0x7f == 0x7f));
     }
+    Ok(())
+}
+
+#[test]
+fn casts_of_codes_are_exact() -> Result<()> {
+    let all: Vec<u8> = (0..=255).collect();
+    everywhere(|device| {
+        let codes = crate::cases::codes(&all, (16, 16), device)?;
+        let column = |i: usize| all[i % 16 * 16 + i / 16];
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            let cast = candle_fp8::cast(&codes, dtype)?;
+            assert_eq!((cast.dims(), cast.dtype()), (&[16, 16][..], dtype));
+            for (&code, value) in all.iter().zip(values(&cast)?) {
+                let expected = oracle::decode(code);
+                assert!(value == expected || value.is_nan() && expected.is_nan());
+            }
+            // There and back, and in another order.
+            let back = candle_fp8::cast(&cast, DType::F8E4M3)?;
+            let transposed = candle_fp8::cast(&codes.t()?, dtype)?;
+            let back_transposed = candle_fp8::cast(&cast.t()?, DType::F8E4M3)?;
+            let order: Vec<u8> = (0..256).map(column).collect();
+            for (codes, expected) in [(&back, &all), (&back_transposed, &order)] {
+                for (found, expected) in code_bits(codes)?.into_iter().zip(expected) {
+                    assert!(found == *expected || found & expected & 0x7f == 0x7f);
+                }
+            }
+            for (value, code) in values(&transposed)?.into_iter().zip(&order) {
+                let expected = oracle::decode(*code);
+                assert!(value == expected || value.is_nan() && expected.is_nan());
+            }
+        }
+        // Nothing to do, and nothing of ours.
+        assert_eq!(
+            candle_fp8::cast(&codes, DType::F8E4M3)?.dtype(),
+            DType::F8E4M3
+        );
+        let wide = Tensor::new(&[1f32, 1e30], device)?;
+        let half = candle_fp8::cast(&wide, DType::F16)?;
+        assert_eq!(values(&half)?, [1.0, f64::INFINITY]);
+        Ok(())
+    })
+}
+
+#[test]
+fn casts_of_other_dtypes_are_refused() -> Result<()> {
+    let x = Tensor::new(&[1f64], &Device::Cpu)?;
+    let text = candle_fp8::cast(&x, DType::F8E4M3).unwrap_err().to_string();
+    assert!(text.contains("cast: x has dtype F64"), "{text}");
+    let x = x.to_dtype(DType::F32)?;
+    let text = candle_fp8::cast(&x, DType::U8).unwrap_err().to_string();
+    assert!(text.contains("cast: the result has dtype U8"), "{text}");
     Ok(())
 }

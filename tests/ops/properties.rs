@@ -1,6 +1,7 @@
 //! `scaled_mm` at random shapes, strategies and dtypes against the oracle.
 
 use crate::cases::Case;
+use crate::devices::gpu;
 use crate::oracle::{Float, Layout, Mode};
 use candle_core::Device;
 use proptest::prelude::*;
@@ -53,7 +54,10 @@ proptest! {
     #[test]
     fn scaled_mm_agrees_with_the_oracle(case in cases()) {
         let data = case.data();
-        let y = case.run(&data, &Device::Cpu).map_err(|e| TestCaseError::fail(e.to_string()))?;
-        prop_assert_eq!(case.check(&y, &case.expected(&data)), Ok(()));
+        let expected = case.expected(&data);
+        for device in [Some(Device::Cpu), gpu()].into_iter().flatten() {
+            let y = case.run(&data, &device).map_err(|e| TestCaseError::fail(e.to_string()))?;
+            prop_assert_eq!(case.check(&y, &expected), Ok(()));
+        }
     }
 }

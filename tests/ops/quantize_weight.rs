@@ -2,6 +2,7 @@
 #![allow(clippy::excessive_precision)] // Frozen values stand as Python prints them.
 
 use crate::cases::{code_bits, dtype, fnv};
+use crate::devices::everywhere;
 use crate::oracle::Float;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_fp8::{Rounding, ScaleLayout, quantize_weight, weight_scale};
@@ -24,11 +25,12 @@ fn weight(float: Float) -> Result<Tensor> {
 
 #[test]
 fn scales_and_codes_as_in_compressed_tensors() -> Result<()> {
-    const BLOCK: ScaleLayout = ScaleLayout::Block { rows: 16, cols: 32 };
-    use Float::{Bf16, F16, F32};
-    use ScaleLayout::{Channel, Tensor};
-    // FNV-1a of: the scales as f32; `quantize`'s codes; the codes of one f32 division.
-    #[rustfmt::skip]
+    everywhere(|device| {
+        const BLOCK: ScaleLayout = ScaleLayout::Block { rows: 16, cols: 32 };
+        use Float::{Bf16, F16, F32};
+        use ScaleLayout::{Channel, Tensor};
+        // FNV-1a of: the scales as f32; `quantize`'s codes; the codes of one f32 division.
+        #[rustfmt::skip]
     let frozen: [(Float, ScaleLayout, u64, u64, u64); 9] = [
         (Bf16, Tensor,  0x4baf_cc7f_9c90_bfb5, 0x2968_dbef_4ab2_8844, 0x062f_9abe_293b_0d66),
         (Bf16, Channel, 0x86dd_9161_a720_7f6f, 0x3111_499c_a973_23f7, 0xaaee_53cd_385a_832b),
@@ -40,69 +42,74 @@ fn scales_and_codes_as_in_compressed_tensors() -> Result<()> {
         (F32,  Channel, 0x0696_760f_872e_bad9, 0xb364_9802_bfc2_7820, 0xb364_9802_bfc2_7820),
         (F32,  BLOCK,   0x9e0d_4dc0_a1b4_2214, 0x86d6_0a59_fe36_8c8b, 0x86d6_0a59_fe36_8c8b),
     ];
-    for (float, layout, scale_hash, codes_hash, once_hash) in frozen {
-        let w = weight(float)?;
-        let scale = weight_scale(&w, layout, dtype(float))?;
-        assert_eq!(scale.dtype(), DType::F32);
-        assert_eq!(scale.dims(), layout.shape(37, 83));
-        let bits = scale.flatten_all()?.to_vec1::<f32>()?;
-        let hash = fnv(bits.into_iter().flat_map(f32::to_le_bytes));
-        assert_eq!(hash, scale_hash, "scales, {float:?} {layout:?}");
-        for scale in [&scale, &scale.to_dtype(dtype(float))?] {
-            for (rounding, expected) in [
-                (Rounding::ViaScaleDtype, codes_hash),
-                (Rounding::Once, once_hash),
-            ] {
-                let codes = quantize_weight(&w, scale, layout, rounding)?;
-                assert_eq!(codes.dims(), [37, 83]);
-                let hash = fnv(code_bits(&codes)?);
-                assert_eq!(hash, expected, "{rounding:?}, {float:?} {layout:?}");
+        for (float, layout, scale_hash, codes_hash, once_hash) in frozen {
+            let w = weight(float)?.to_device(device)?;
+            let scale = weight_scale(&w, layout, dtype(float))?;
+            assert_eq!(scale.dtype(), DType::F32);
+            assert_eq!(scale.dims(), layout.shape(37, 83));
+            let bits = scale.flatten_all()?.to_vec1::<f32>()?;
+            let hash = fnv(bits.into_iter().flat_map(f32::to_le_bytes));
+            assert_eq!(hash, scale_hash, "scales, {float:?} {layout:?}");
+            for scale in [&scale, &scale.to_dtype(dtype(float))?] {
+                for (rounding, expected) in [
+                    (Rounding::ViaScaleDtype, codes_hash),
+                    (Rounding::Once, once_hash),
+                ] {
+                    let codes = quantize_weight(&w, scale, layout, rounding)?;
+                    assert_eq!(codes.dims(), [37, 83]);
+                    let hash = fnv(code_bits(&codes)?);
+                    assert_eq!(hash, expected, "{rounding:?}, {float:?} {layout:?}");
+                }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
 fn a_few_by_hand() -> Result<()> {
-    let w = Tensor::new(
-        &[
-            [0.1f32, -0.25, 0.337, 0.0421, -0.0007, 0.3],
-            [0.0; 6],
-            [1.5, -3.140625, 2.71, 0.011, -0.9, 1e-4],
-        ],
-        &Device::Cpu,
-    )?
-    .to_dtype(DType::BF16)?;
-    let scale = weight_scale(&w, ScaleLayout::Channel, DType::BF16)?;
-    let expected = [[0.00075531005859375f32], [0.0078125], [0.00701904296875]];
-    assert_eq!(scale.to_vec2::<f32>()?, expected);
+    everywhere(|device| {
+        let w = Tensor::new(
+            &[
+                [0.1f32, -0.25, 0.337, 0.0421, -0.0007, 0.3],
+                [0.0; 6],
+                [1.5, -3.140625, 2.71, 0.011, -0.9, 1e-4],
+            ],
+            device,
+        )?
+        .to_dtype(DType::BF16)?;
+        let scale = weight_scale(&w, ScaleLayout::Channel, DType::BF16)?;
+        let expected = [[0.00075531005859375f32], [0.0078125], [0.00701904296875]];
+        assert_eq!(scale.to_vec2::<f32>()?, expected);
 
-    let twice = quantize_weight(&w, &scale, ScaleLayout::Channel, Rounding::ViaScaleDtype)?;
-    #[rustfmt::skip]
+        let twice = quantize_weight(&w, &scale, ScaleLayout::Channel, Rounding::ViaScaleDtype)?;
+        #[rustfmt::skip]
     let mut expected = vec![
         0x70, 0xfa, 0x7e, 0x66, 0xb7, 0x7c,
         0x00, 0x00, 0x00, 0x00, 0x00, 0x00,
         0x75, 0xfe, 0x7c, 0x3c, 0xf0, 0x07,
     ];
-    assert_eq!(code_bits(&twice)?, expected);
-    // 0.010986 / 0.007019 is just above the middle of 1.5 and 1.625; BF16 puts it on the middle, and 1.5 is even.
-    let once = quantize_weight(&w, &scale, ScaleLayout::Channel, Rounding::Once)?;
-    expected[15] = 0x3d;
-    assert_eq!(code_bits(&once)?, expected);
-    Ok(())
+        assert_eq!(code_bits(&twice)?, expected);
+        // 0.010986 / 0.007019 is just above the middle of 1.5 and 1.625; BF16 puts it on the middle, and 1.5 is even.
+        let once = quantize_weight(&w, &scale, ScaleLayout::Channel, Rounding::Once)?;
+        expected[15] = 0x3d;
+        assert_eq!(code_bits(&once)?, expected);
+        Ok(())
+    })
 }
 
 #[test]
 fn a_weight_of_zeros_gets_the_smallest_step() -> Result<()> {
-    for (dtype, eps) in [
-        (DType::BF16, 0.0078125f32),
-        (DType::F16, 0.0009765625),
-        (DType::F32, f32::EPSILON),
-    ] {
-        let w = Tensor::zeros((2, 3), dtype, &Device::Cpu)?;
-        let scale = weight_scale(&w, ScaleLayout::Tensor, dtype)?;
-        assert_eq!(scale.to_vec1::<f32>()?, [eps]);
-    }
-    Ok(())
+    everywhere(|device| {
+        for (dtype, eps) in [
+            (DType::BF16, 0.0078125f32),
+            (DType::F16, 0.0009765625),
+            (DType::F32, f32::EPSILON),
+        ] {
+            let w = Tensor::zeros((2, 3), dtype, device)?;
+            let scale = weight_scale(&w, ScaleLayout::Tensor, dtype)?;
+            assert_eq!(scale.to_vec1::<f32>()?, [eps]);
+        }
+        Ok(())
+    })
 }

@@ -1,101 +1,105 @@
 //! `scaled_mm` over the case table, and proof that the bound of the comparison is tight enough to catch mistakes.
 
-use crate::cases::{Case, Data, codes, layout, table};
+use crate::cases::{Case, Data, codes, layout, table, values};
+use crate::devices::everywhere;
 use crate::oracle::{Float, Layout, Mode};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_fp8::{Input, Quantization, ScaleLayout, scaled_mm};
 
 #[test]
 fn agrees_with_the_oracle() -> Result<()> {
-    for case in table() {
-        let data = case.data();
-        let y = case.run(&data, &Device::Cpu)?;
-        let expected = case.expected(&data);
-        if let Err(text) = case.check(&y, &expected) {
-            panic!("{case:?}: {text}");
+    everywhere(|device| {
+        for case in table() {
+            let data = case.data();
+            let y = case.run(&data, device)?;
+            let expected = case.expected(&data);
+            if let Err(text) = case.check(&y, &expected) {
+                panic!("{case:?}: {text}");
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
 fn takes_activations_in_any_layout() -> Result<()> {
-    for case in table() {
-        let data = case.data();
-        let plain = case.x(&data, &Device::Cpu)?;
-        let expected = case.run(&data, &Device::Cpu)?;
-        if case.m() == 0 {
-            continue;
+    everywhere(|device| {
+        for case in table() {
+            let data = case.data();
+            let plain = case.x(&data, device)?;
+            let expected = case.run(&data, device)?;
+            if case.m() == 0 {
+                continue;
+            }
+            let rank = plain.rank();
+            // Every second of twice as many columns, from the second half of a larger storage.
+            let wide = Tensor::stack(&[&plain.ones_like()?, &plain], rank)?;
+            let strided = wide.narrow(rank, 1, 1)?.squeeze(rank)?;
+            assert!(!strided.is_contiguous() || case.m() * case.k == 1);
+            let mut variants = vec![strided];
+            if rank >= 2 {
+                let transposed = plain.transpose(0, rank - 1)?.contiguous()?;
+                variants.push(transposed.transpose(0, rank - 1)?);
+                let shifted = Tensor::cat(&[&plain.ones_like()?, &plain], 0)?;
+                variants.push(shifted.narrow(0, case.lead[0], case.lead[0])?);
+            }
+            for x in variants {
+                let y = case.run_on(&x, &data, device)?;
+                assert_eq!(
+                    values(&y)?,
+                    values(&expected)?,
+                    "{case:?}, strides {:?}",
+                    x.stride()
+                );
+            }
         }
-        let rank = plain.rank();
-        // Every second of twice as many columns, from the second half of a larger storage.
-        let wide = Tensor::stack(&[&plain.ones_like()?, &plain], rank)?;
-        let strided = wide.narrow(rank, 1, 1)?.squeeze(rank)?;
-        assert!(!strided.is_contiguous() || case.m() * case.k == 1);
-        let mut variants = vec![strided];
-        if rank >= 2 {
-            let transposed = plain.transpose(0, rank - 1)?.contiguous()?;
-            variants.push(transposed.transpose(0, rank - 1)?);
-            let shifted = Tensor::cat(&[&plain.ones_like()?, &plain], 0)?;
-            variants.push(shifted.narrow(0, case.lead[0], case.lead[0])?);
-        }
-        for x in variants {
-            let y = case.run_on(&x, &data, &Device::Cpu)?;
-            assert_eq!(
-                y.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?,
-                expected
-                    .flatten_all()?
-                    .to_dtype(DType::F32)?
-                    .to_vec1::<f32>()?,
-                "{case:?}, strides {:?}",
-                x.stride()
-            );
-        }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
 fn quantizing_before_or_inside_is_the_same() -> Result<()> {
-    for case in table() {
-        let data = case.data();
-        let x = case.x(&data, &Device::Cpu)?;
-        let (x_codes, scales, group) = match case.mode {
-            Mode::Full => continue,
-            Mode::Static(scale) => (
-                candle_fp8::quantize_static(&x, scale)?,
-                Tensor::new(&[scale], &Device::Cpu)?,
-                None,
-            ),
-            Mode::Token => {
-                let (codes, scales) = candle_fp8::quantize_per_token(&x)?;
-                (codes, scales, None)
+    everywhere(|device| {
+        for case in table() {
+            let data = case.data();
+            let x = case.x(&data, device)?;
+            let (x_codes, scales, group) = match case.mode {
+                Mode::Full => continue,
+                Mode::Static(scale) => (
+                    candle_fp8::quantize_static(&x, scale)?,
+                    Tensor::new(&[scale], device)?,
+                    None,
+                ),
+                Mode::Token => {
+                    let (codes, scales) = candle_fp8::quantize_per_token(&x)?;
+                    (codes, scales, None)
+                }
+                Mode::Tensor => {
+                    let (codes, scales) = candle_fp8::quantize_per_tensor(&x)?;
+                    (codes, scales, None)
+                }
+                Mode::Group(group) => {
+                    let (codes, scales) = candle_fp8::quantize_per_group(&x, group)?;
+                    (codes, scales, Some(group))
+                }
+            };
+            let input = Input::Codes {
+                codes: &x_codes,
+                scales: &scales,
+                group,
+                dtype: case.dtype(),
+            };
+            let weight = codes(&data.weight, (case.n, case.k), device)?;
+            let layout = layout(case.layout);
+            let scale = Tensor::from_slice(&data.scales, layout.shape(case.n, case.k), device)?;
+            let bias = Tensor::from_slice(&data.bias, case.n, device)?;
+            let y = scaled_mm(input, &weight, &scale, layout, case.bias.then_some(&bias))?;
+            if let Err(text) = case.check(&y, &case.expected(&data)) {
+                panic!("{case:?}: {text}");
             }
-            Mode::Tensor => {
-                let (codes, scales) = candle_fp8::quantize_per_tensor(&x)?;
-                (codes, scales, None)
-            }
-            Mode::Group(group) => {
-                let (codes, scales) = candle_fp8::quantize_per_group(&x, group)?;
-                (codes, scales, Some(group))
-            }
-        };
-        let input = Input::Codes {
-            codes: &x_codes,
-            scales: &scales,
-            group,
-            dtype: case.dtype(),
-        };
-        let weight = codes(&data.weight, (case.n, case.k), &Device::Cpu)?;
-        let layout = layout(case.layout);
-        let scale = Tensor::from_slice(&data.scales, layout.shape(case.n, case.k), &Device::Cpu)?;
-        let bias = Tensor::from_slice(&data.bias, case.n, &Device::Cpu)?;
-        let y = scaled_mm(input, &weight, &scale, layout, case.bias.then_some(&bias))?;
-        if let Err(text) = case.check(&y, &case.expected(&data)) {
-            panic!("{case:?}: {text}");
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Rows of the case table that a mutant can show in: several rows, scales that differ.
@@ -244,56 +248,58 @@ fn comparison_fails_on_an_unexpected_nan() -> Result<()> {
 
 #[test]
 fn bias_may_have_another_dtype() -> Result<()> {
-    let device = &Device::Cpu;
-    let weight = codes(&[0x38; 6], (2, 3), device)?; // Ones.
-    let scale = Tensor::new(&[0.5f32], device)?;
-    let x = Tensor::ones((4, 3), DType::F32, device)?;
-    let bias = Tensor::new(&[1f32, -1.0], device)?;
-    for dtype in [DType::BF16, DType::F16, DType::F32] {
-        let bias = bias.to_dtype(dtype)?;
-        let y = scaled_mm(
-            Input::Full(&x),
-            &weight,
-            &scale,
-            ScaleLayout::Tensor,
-            Some(&bias),
-        )?;
-        assert_eq!(y.to_vec2::<f32>()?, vec![vec![2.5, 0.5]; 4]);
-    }
-    Ok(())
+    everywhere(|device| {
+        let weight = codes(&[0x38; 6], (2, 3), device)?; // Ones.
+        let scale = Tensor::new(&[0.5f32], device)?;
+        let x = Tensor::ones((4, 3), DType::F32, device)?;
+        let bias = Tensor::new(&[1f32, -1.0], device)?;
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            let bias = bias.to_dtype(dtype)?;
+            let y = scaled_mm(
+                Input::Full(&x),
+                &weight,
+                &scale,
+                ScaleLayout::Tensor,
+                Some(&bias),
+            )?;
+            assert_eq!(y.to_vec2::<f32>()?, vec![vec![2.5, 0.5]; 4]);
+        }
+        Ok(())
+    })
 }
 
 #[test]
 fn extreme_activations_do_not_panic() -> Result<()> {
-    let device = &Device::Cpu;
-    let weight = codes(&[0x38; 8], (2, 4), device)?;
-    let scale = Tensor::new(&[1f32], device)?;
-    let run = |x: [f32; 4], quantization| -> Result<Vec<f32>> {
-        let x = Tensor::from_slice(&x, (1, 4), device)?;
-        let input = Input::Quantize(&x, quantization);
-        scaled_mm(input, &weight, &scale, ScaleLayout::Tensor, None)?
-            .flatten_all()?
-            .to_vec1::<f32>()
-    };
-    let tiny = f32::from_bits(1);
-    for quantization in [
-        Quantization::PerToken,
-        Quantization::PerTensor,
-        Quantization::PerGroup(2),
-    ] {
-        assert_eq!(run([0.0; 4], quantization)?, [0.0; 2]);
-        assert_eq!(run([-0.0; 4], quantization)?, [0.0; 2]);
-        // Below the smallest scale, values vanish and do not blow up.
-        assert_eq!(run([tiny; 4], quantization)?, [0.0; 2]);
-        assert!(run([f32::INFINITY, 1.0, 1.0, 1.0], quantization)?[0].is_nan());
-        assert!(run([f32::NAN, 1.0, 1.0, 1.0], quantization)?[0].is_nan());
-        let large = run([f32::MAX, 0.0, 0.0, 0.0], quantization)?[0];
-        assert!((large / f32::MAX - 1.0).abs() < 1e-6, "{large:e}");
-    }
-    // A static scale clamps instead: infinity becomes 448.
-    let clamped = run([f32::INFINITY, 0.0, 0.0, 0.0], Quantization::Static(0.5))?;
-    assert_eq!(clamped, [224.0; 2]);
-    Ok(())
+    everywhere(|device| {
+        let weight = codes(&[0x38; 8], (2, 4), device)?;
+        let scale = Tensor::new(&[1f32], device)?;
+        let run = |x: [f32; 4], quantization| -> Result<Vec<f32>> {
+            let x = Tensor::from_slice(&x, (1, 4), device)?;
+            let input = Input::Quantize(&x, quantization);
+            scaled_mm(input, &weight, &scale, ScaleLayout::Tensor, None)?
+                .flatten_all()?
+                .to_vec1::<f32>()
+        };
+        let tiny = f32::from_bits(1);
+        for quantization in [
+            Quantization::PerToken,
+            Quantization::PerTensor,
+            Quantization::PerGroup(2),
+        ] {
+            assert_eq!(run([0.0; 4], quantization)?, [0.0; 2]);
+            assert_eq!(run([-0.0; 4], quantization)?, [0.0; 2]);
+            // Below the smallest scale, values vanish and do not blow up.
+            assert_eq!(run([tiny; 4], quantization)?, [0.0; 2]);
+            assert!(run([f32::INFINITY, 1.0, 1.0, 1.0], quantization)?[0].is_nan());
+            assert!(run([f32::NAN, 1.0, 1.0, 1.0], quantization)?[0].is_nan());
+            let large = run([f32::MAX, 0.0, 0.0, 0.0], quantization)?[0];
+            assert!((large / f32::MAX - 1.0).abs() < 1e-6, "{large:e}");
+        }
+        // A static scale clamps instead: infinity becomes 448.
+        let clamped = run([f32::INFINITY, 0.0, 0.0, 0.0], Quantization::Static(0.5))?;
+        assert_eq!(clamped, [224.0; 2]);
+        Ok(())
+    })
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What a token needs beside its linears, against the oracle: by the kernels, and composed of Candle's ops, which is what
 //! runs where gradients are asked for and on other devices.
 
+use crate::devices::everywhere;
 use crate::oracle::{Float, token};
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 
@@ -11,17 +12,28 @@ const FLOATS: [(DType, Float); 3] = [
 ];
 
 /// Values of the dtype in `-range..range`, the same every time.
-fn values(shape: &[usize], range: f64, dtype: DType, seed: usize) -> Result<Tensor> {
+fn values_on(
+    device: &Device,
+    shape: &[usize],
+    range: f64,
+    dtype: DType,
+    seed: usize,
+) -> Result<Tensor> {
     let n: usize = shape.iter().product();
     let value = |i: usize| {
         let mixed = (i + 1).wrapping_mul(2_654_435_761 + 2 * seed) >> 7;
         (((mixed % 20_011) as f64 / 10_005.5 - 1.0) * range) as f32
     };
     let values: Vec<f32> = (0..n).map(value).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)
+    Tensor::from_vec(values, shape, device)?.to_dtype(dtype)
+}
+
+fn values(shape: &[usize], range: f64, dtype: DType, seed: usize) -> Result<Tensor> {
+    values_on(&Device::Cpu, shape, range, dtype, seed)
 }
 
 fn read(tensor: &Tensor) -> Result<Vec<f64>> {
+    let tensor = tensor.to_device(&Device::Cpu)?;
     tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()
 }
 
@@ -47,120 +59,128 @@ fn both(x: &Tensor) -> Result<[(&'static str, Tensor); 2]> {
 
 #[test]
 fn rms_norm() -> Result<()> {
-    for (dtype, float) in FLOATS {
-        for (lead, k) in [
-            (vec![1, 1], 2048),
-            (vec![3], 70),
-            (vec![2, 40], 1000),
-            (vec![], 5),
-        ] {
-            let shape = [lead.as_slice(), &[k]].concat();
-            let x = values(&shape, 3.0, dtype, 1)?;
-            let residual = values(&shape, 2.0, dtype, 2)?;
-            let weight = values(&[k], 1.5, dtype, 3)?;
-            let (wide, eps) = (read(&weight)?, 1e-5);
-            // One rounding that may tip over and one of the result; sums of k squares.
-            let slack = 4.0 * (k as f64 / 64.0 + 8.0) * 2f64.powi(-24);
-            for (how, x) in both(&x)? {
-                let y = candle_fp8::rms_norm(&x, &weight, eps)?;
-                assert_eq!((y.dims(), y.dtype()), (&shape[..], dtype));
-                let expected = token::rms_norm(&read(&x)?, &wide, eps, float);
-                check(how, &y, &expected, float, 3.0, slack);
+    everywhere(|device| {
+        for (dtype, float) in FLOATS {
+            for (lead, k) in [
+                (vec![1, 1], 2048),
+                (vec![3], 70),
+                (vec![2, 40], 1000),
+                (vec![], 5),
+            ] {
+                let shape = [lead.as_slice(), &[k]].concat();
+                let x = values_on(device, &shape, 3.0, dtype, 1)?;
+                let residual = values_on(device, &shape, 2.0, dtype, 2)?;
+                let weight = values_on(device, &[k], 1.5, dtype, 3)?;
+                let (wide, eps) = (read(&weight)?, 1e-5);
+                // One rounding that may tip over and one of the result; sums of k squares.
+                let slack = 4.0 * (k as f64 / 64.0 + 8.0) * 2f64.powi(-24);
+                for (how, x) in both(&x)? {
+                    let y = candle_fp8::rms_norm(&x, &weight, eps)?;
+                    assert_eq!((y.dims(), y.dtype()), (&shape[..], dtype));
+                    let expected = token::rms_norm(&read(&x)?, &wide, eps, float);
+                    check(how, &y, &expected, float, 3.0, slack);
 
-                let (sum, y) = candle_fp8::add_rms_norm(&x, &residual, &weight, eps)?;
-                let sums = read(&x)?.into_iter().zip(read(&residual)?);
-                let sums: Vec<f64> = sums.map(|(x, r)| float.round(x + r)).collect();
-                assert_eq!(read(&sum)?, sums, "{how}: the sum is exact, rounded once");
-                let expected = token::rms_norm(&sums, &wide, eps, float);
-                check(how, &y, &expected, float, 3.0, slack);
+                    let (sum, y) = candle_fp8::add_rms_norm(&x, &residual, &weight, eps)?;
+                    let sums = read(&x)?.into_iter().zip(read(&residual)?);
+                    let sums: Vec<f64> = sums.map(|(x, r)| float.round(x + r)).collect();
+                    assert_eq!(read(&sum)?, sums, "{how}: the sum is exact, rounded once");
+                    let expected = token::rms_norm(&sums, &wide, eps, float);
+                    check(how, &y, &expected, float, 3.0, slack);
+                }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
 fn silu_mul() -> Result<()> {
-    for (dtype, float) in FLOATS {
-        let gate = values(&[3, 5, 700], 12.0, dtype, 1)?;
-        let up = values(&[3, 5, 700], 3.0, dtype, 2)?;
-        let expected = token::silu_mul(&read(&gate)?, &read(&up)?);
-        for (how, gate) in both(&gate)? {
-            let y = candle_fp8::silu_mul(&gate, &up)?;
-            assert_eq!((y.dims(), y.dtype()), (gate.dims(), dtype));
-            check(
-                how,
-                &y,
-                &expected,
-                float,
-                1.0 + 7.0 * 2f64.powi(-24) / float.unit_roundoff(),
-                1e-9,
-            );
+    everywhere(|device| {
+        for (dtype, float) in FLOATS {
+            let gate = values_on(device, &[3, 5, 700], 12.0, dtype, 1)?;
+            let up = values_on(device, &[3, 5, 700], 3.0, dtype, 2)?;
+            let expected = token::silu_mul(&read(&gate)?, &read(&up)?);
+            for (how, gate) in both(&gate)? {
+                let y = candle_fp8::silu_mul(&gate, &up)?;
+                assert_eq!((y.dims(), y.dtype()), (gate.dims(), dtype));
+                check(
+                    how,
+                    &y,
+                    &expected,
+                    float,
+                    1.0 + 7.0 * 2f64.powi(-24) / float.unit_roundoff(),
+                    1e-9,
+                );
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
 fn rope() -> Result<()> {
-    for (dtype, float) in FLOATS {
-        for [b, l, h, d] in [[1, 1, 32, 64], [2, 7, 3, 6], [1, 40, 20, 128], [1, 3, 1, 2]] {
-            let x = values(&[b, l, h, d], 3.0, dtype, 1)?;
-            let cos = values(&[l, d / 2], 1.0, dtype, 2)?;
-            let sin = values(&[l, d / 2], 1.0, dtype, 3)?;
-            let expected = token::rope(&read(&x)?, [b, l, h, d], &read(&cos)?, &read(&sin)?);
-            for (how, x) in both(&x)? {
-                let y = candle_fp8::rope(&x, &cos, &sin)?;
-                assert_eq!((y.dims(), y.dtype()), (x.dims(), dtype));
-                check(how, &y, &expected, float, 1.0, 12.0 * 2f64.powi(-24));
+    everywhere(|device| {
+        for (dtype, float) in FLOATS {
+            for [b, l, h, d] in [[1, 1, 32, 64], [2, 7, 3, 6], [1, 40, 20, 128], [1, 3, 1, 2]] {
+                let x = values_on(device, &[b, l, h, d], 3.0, dtype, 1)?;
+                let cos = values_on(device, &[l, d / 2], 1.0, dtype, 2)?;
+                let sin = values_on(device, &[l, d / 2], 1.0, dtype, 3)?;
+                let expected = token::rope(&read(&x)?, [b, l, h, d], &read(&cos)?, &read(&sin)?);
+                for (how, x) in both(&x)? {
+                    let y = candle_fp8::rope(&x, &cos, &sin)?;
+                    assert_eq!((y.dims(), y.dtype()), (x.dims(), dtype));
+                    check(how, &y, &expected, float, 1.0, 12.0 * 2f64.powi(-24));
+                }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
 fn attention_over_a_cache() -> Result<()> {
-    // B, L, T, Hq, Hkv, D, window
-    type Case = (usize, usize, usize, usize, usize, usize, Option<usize>);
-    let cases: [Case; 10] = [
-        (1, 1, 1, 1, 1, 64, None),
-        (1, 1, 130, 32, 8, 64, None),
-        (2, 1, 700, 4, 2, 16, None),
-        (1, 1, 700, 4, 4, 40, Some(100)),
-        (1, 7, 7, 6, 2, 20, None),
-        (2, 3, 90, 6, 2, 128, Some(5)),
-        (1, 40, 40, 8, 2, 64, None),
-        (2, 33, 200, 3, 1, 24, None),
-        (1, 300, 310, 4, 2, 8, Some(70)),
-        (1, 300, 300, 2, 2, 8, None),
-    ];
-    for (dtype, float) in FLOATS {
-        for (b, l, t, hq, hkv, d, window) in cases {
-            let q = values(&[b, l, hq, d], 2.0, dtype, 1)?;
-            // What lies beyond the cache's filled part must not matter.
-            let room = |seed| -> Result<Tensor> {
-                let filled = values(&[b, hkv, t, d], 2.0, dtype, seed)?;
-                let rest = Tensor::full(f32::NAN, (b, hkv, 9, d), &Device::Cpu)?;
-                Tensor::cat(&[&filled, &rest.to_dtype(dtype)?], 2)
-            };
-            let (keys, values) = (room(2)?.narrow(2, 0, t)?, room(3)?.narrow(2, 0, t)?);
-            let scale = 1.0 / (d as f64).sqrt();
-            let (wide_q, wide_k) = (read(&q)?, read(&keys)?);
-            let sizes = ([b, l, hq, d], [b, hkv, t, d]);
-            let (q_side, k_side) = ((&wide_q[..], sizes.0), (&wide_k[..], sizes.1));
-            let expected = token::attention(q_side, k_side, &read(&values)?, window, scale);
-            // A score of up to 4 √D is off by D roundings; values are up to 2.
-            let score = 4.0 * (d as f64).sqrt() * (d as f64 + 4.0);
-            let slack = 4.0 * (score + t as f64 / 8.0) * 2f64.powi(-24);
-            for (how, q) in both(&q)? {
-                let y = candle_fp8::attention(&q, &keys, &values, window, scale)?;
-                assert_eq!((y.dims(), y.dtype()), (q.dims(), dtype));
-                check(how, &y, &expected, float, 1.0, slack);
+    everywhere(|device| {
+        // B, L, T, Hq, Hkv, D, window
+        type Case = (usize, usize, usize, usize, usize, usize, Option<usize>);
+        let cases: [Case; 10] = [
+            (1, 1, 1, 1, 1, 64, None),
+            (1, 1, 130, 32, 8, 64, None),
+            (2, 1, 700, 4, 2, 16, None),
+            (1, 1, 700, 4, 4, 40, Some(100)),
+            (1, 7, 7, 6, 2, 20, None),
+            (2, 3, 90, 6, 2, 128, Some(5)),
+            (1, 40, 40, 8, 2, 64, None),
+            (2, 33, 200, 3, 1, 24, None),
+            (1, 300, 310, 4, 2, 8, Some(70)),
+            (1, 300, 300, 2, 2, 8, None),
+        ];
+        for (dtype, float) in FLOATS {
+            for (b, l, t, hq, hkv, d, window) in cases {
+                let q = values_on(device, &[b, l, hq, d], 2.0, dtype, 1)?;
+                // What lies beyond the cache's filled part must not matter.
+                let room = |seed| -> Result<Tensor> {
+                    let filled = values_on(device, &[b, hkv, t, d], 2.0, dtype, seed)?;
+                    let rest = Tensor::full(f32::NAN, (b, hkv, 9, d), device)?;
+                    Tensor::cat(&[&filled, &rest.to_dtype(dtype)?], 2)
+                };
+                let (keys, values) = (room(2)?.narrow(2, 0, t)?, room(3)?.narrow(2, 0, t)?);
+                let scale = 1.0 / (d as f64).sqrt();
+                let (wide_q, wide_k) = (read(&q)?, read(&keys)?);
+                let sizes = ([b, l, hq, d], [b, hkv, t, d]);
+                let (q_side, k_side) = ((&wide_q[..], sizes.0), (&wide_k[..], sizes.1));
+                let expected = token::attention(q_side, k_side, &read(&values)?, window, scale);
+                // A score of up to 4 √D is off by D roundings; values are up to 2.
+                let score = 4.0 * (d as f64).sqrt() * (d as f64 + 4.0);
+                let slack = 4.0 * (score + t as f64 / 8.0) * 2f64.powi(-24);
+                for (how, q) in both(&q)? {
+                    let y = candle_fp8::attention(&q, &keys, &values, window, scale)?;
+                    assert_eq!((y.dims(), y.dtype()), (q.dims(), dtype));
+                    check(how, &y, &expected, float, 1.0, slack);
+                }
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// A tensor of the same values with its last two axes swapped in memory.
@@ -171,40 +191,42 @@ fn strided(x: &Tensor) -> Result<Tensor> {
 
 #[test]
 fn strides_do_not_matter() -> Result<()> {
-    let dtype = DType::BF16;
-    let same = |a: Tensor, b: Tensor| -> Result<()> {
-        assert_eq!(read(&a)?, read(&b)?);
-        Ok(())
-    };
-    let x = values(&[2, 6, 4, 10], 2.0, dtype, 1)?;
-    let other = values(&[2, 6, 4, 10], 2.0, dtype, 2)?;
-    let (s, o) = (strided(&x)?, strided(&other)?);
-    assert!(!s.is_contiguous());
-    let weight = values(&[10], 2.0, dtype, 3)?;
-    same(
-        candle_fp8::rms_norm(&s, &weight, 1e-6)?,
-        candle_fp8::rms_norm(&x, &weight, 1e-6)?,
-    )?;
-    let (a, b) = (
-        candle_fp8::add_rms_norm(&s, &o, &weight, 1e-6)?,
-        candle_fp8::add_rms_norm(&x, &other, &weight, 1e-6)?,
-    );
-    same(a.0, b.0)?;
-    same(a.1, b.1)?;
-    same(
-        candle_fp8::silu_mul(&s, &o)?,
-        candle_fp8::silu_mul(&x, &other)?,
-    )?;
-    let angles = values(&[6, 5], 1.0, dtype, 4)?;
-    same(
-        candle_fp8::rope(&s, &strided(&angles)?, &angles)?,
-        candle_fp8::rope(&x, &angles, &angles)?,
-    )?;
-    let (keys, values) = (other.transpose(1, 2)?, x.transpose(1, 2)?);
-    same(
-        candle_fp8::attention(&s, &strided(&keys)?, &strided(&values)?, None, 0.3)?,
-        candle_fp8::attention(&x, &keys.contiguous()?, &values.contiguous()?, None, 0.3)?,
-    )
+    everywhere(|device| {
+        let dtype = DType::BF16;
+        let same = |a: Tensor, b: Tensor| -> Result<()> {
+            assert_eq!(read(&a)?, read(&b)?);
+            Ok(())
+        };
+        let x = values_on(device, &[2, 6, 4, 10], 2.0, dtype, 1)?;
+        let other = values_on(device, &[2, 6, 4, 10], 2.0, dtype, 2)?;
+        let (s, o) = (strided(&x)?, strided(&other)?);
+        assert!(!s.is_contiguous());
+        let weight = values_on(device, &[10], 2.0, dtype, 3)?;
+        same(
+            candle_fp8::rms_norm(&s, &weight, 1e-6)?,
+            candle_fp8::rms_norm(&x, &weight, 1e-6)?,
+        )?;
+        let (a, b) = (
+            candle_fp8::add_rms_norm(&s, &o, &weight, 1e-6)?,
+            candle_fp8::add_rms_norm(&x, &other, &weight, 1e-6)?,
+        );
+        same(a.0, b.0)?;
+        same(a.1, b.1)?;
+        same(
+            candle_fp8::silu_mul(&s, &o)?,
+            candle_fp8::silu_mul(&x, &other)?,
+        )?;
+        let angles = values_on(device, &[6, 5], 1.0, dtype, 4)?;
+        same(
+            candle_fp8::rope(&s, &strided(&angles)?, &angles)?,
+            candle_fp8::rope(&x, &angles, &angles)?,
+        )?;
+        let (keys, values) = (other.transpose(1, 2)?, x.transpose(1, 2)?);
+        same(
+            candle_fp8::attention(&s, &strided(&keys)?, &strided(&values)?, None, 0.3)?,
+            candle_fp8::attention(&x, &keys.contiguous()?, &values.contiguous()?, None, 0.3)?,
+        )
+    })
 }
 
 #[test]

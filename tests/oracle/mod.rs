@@ -4,9 +4,11 @@
 //! for one division or product of f32 values that is the correctly rounded one.
 #![allow(dead_code)] // Each test binary uses its own part.
 
+mod adder;
+pub(crate) mod cases;
 pub(crate) mod token;
 
-pub(crate) mod cases;
+pub(crate) use adder::Adder;
 
 /// The value of an E4M3 code: sign, 4 exponent bits with bias 7, 3 mantissa bits; `S.1111.111` is NaN.
 pub(crate) fn decode(code: u8) -> f64 {
@@ -234,6 +236,8 @@ pub(crate) struct Product {
     pub(crate) magnitudes: Vec<f64>,
     /// `Σ |x · w|` without scales, `[m, n]`.
     pub(crate) unscaled: Vec<f64>,
+    /// The root of `Σ (x · w · x_scale · w_scale)²`, `[m, n]`.
+    pub(crate) norms: Vec<f64>,
 }
 
 /// `y[m, n] = Σ_k x[m, k] · x_scale · w[n, k] · w_scale + bias[n]`.
@@ -253,21 +257,24 @@ pub(crate) fn scaled_mm(
         values: Vec::new(),
         magnitudes: Vec::new(),
         unscaled: Vec::new(),
+        norms: Vec::new(),
     };
     for (x, x_scales) in x.values.chunks_exact(k).zip(x.scales.chunks_exact(k)) {
         for (row, w) in w.chunks_exact(k).enumerate() {
-            let (mut sum, mut magnitude, mut unscaled) = (0.0, 0.0, 0.0);
+            let (mut sum, mut magnitude, mut unscaled, mut squares) = (0.0, 0.0, 0.0, 0.0);
             for col in 0..k {
                 let scale = x_scales[col] * f64::from(weight_scale[layout.index(row, col, k)]);
                 let term = x[col] * w[col];
                 sum += term * scale;
                 magnitude += (term * scale).abs();
                 unscaled += term.abs();
+                squares += (term * scale).powi(2);
             }
             let bias = bias.map_or(0.0, |bias| bias[row]);
             product.values.push(sum + bias);
             product.magnitudes.push(magnitude + bias.abs());
             product.unscaled.push(unscaled);
+            product.norms.push(f64::sqrt(squares));
         }
         debug_assert_eq!(product.values.len() % n, 0);
     }
@@ -275,7 +282,7 @@ pub(crate) fn scaled_mm(
 }
 
 impl Product {
-    /// How far from `values[i]` an f32 kernel may be, after a cast to `out`.
+    /// How far from `values[i]` a kernel may be, after a cast to `out`.
     ///
     /// The kernel computes `Σ_segments (Σ x · w) · (x_scale · w_scale) + bias` in f32, each sum in any order. What a
     /// term meets on its way into the result, each time with a relative error of at most `u = 2^-24`: its product; the
@@ -283,12 +290,14 @@ impl Product {
     /// one addition for each other segment; the bias. Every other segment has a column at least, so all this is at most
     /// `K + 3` roundings, and one more is left for this oracle's own f64. With `n = K + 4` of them, the error is at most
     /// `n·u / (1 - n·u)` of `Σ |x · w| · scales + |bias|`. A product of scales below f32's normal range is off by
-    /// another 2^-150 for each unit of `Σ |x · w|`, and each term by 2^-150. Last comes half a step of the output's type.
-    pub(crate) fn bound(&self, i: usize, k: usize, out: Float) -> f64 {
+    /// another 2^-150 for each unit of `Σ |x · w|`, and each term by 2^-150. What adds less exactly says so itself. Last
+    /// comes half a step of the output's type.
+    pub(crate) fn bound(&self, adder: Adder, i: usize, k: usize, out: Float) -> f64 {
         let roundings = (k as f64 + 4.0) * 2f64.powi(-24);
         let accumulation = roundings / (1.0 - roundings) * self.magnitudes[i];
         let underflow = 2f64.powi(-149) * (self.unscaled[i] + k as f64);
-        let before_cast = accumulation + underflow;
+        let before_cast =
+            accumulation + underflow + adder.error(k, self.magnitudes[i], self.norms[i]);
         match out {
             Float::F32 => before_cast,
             _ => {
@@ -298,8 +307,31 @@ impl Product {
         }
     }
 
-    /// Compares an op's result, `[m, n]`. Says where it first leaves the bound; an unexpected NaN does.
+    /// Whether a result is as far from `values[i]` as it may be, at most. An unexpected NaN is not; at the edge of the
+    /// output's type infinity is.
+    pub(crate) fn fits(&self, i: usize, found: f64, bound: f64, out: Float) -> bool {
+        let expected = self.values[i];
+        if expected.is_nan() || bound.is_nan() {
+            return found.is_nan();
+        }
+        let at_the_edge = expected.abs() + bound > out.max();
+        at_the_edge && found == expected.signum() * f64::INFINITY
+            || (found - expected).abs() <= bound
+    }
+
+    /// Compares the result, `[m, n]`, of an op that adds in f32. Says where it first leaves the bound.
     pub(crate) fn check(&self, found: &[f64], k: usize, out: Float) -> Result<(), String> {
+        self.check_by(Adder::F32, found, k, out)
+    }
+
+    /// As [`Product::check`], of an op that adds in another way.
+    pub(crate) fn check_by(
+        &self,
+        adder: Adder,
+        found: &[f64],
+        k: usize,
+        out: Float,
+    ) -> Result<(), String> {
         if found.len() != self.values.len() {
             return Err(format!(
                 "{} results, expected {}",
@@ -308,16 +340,8 @@ impl Product {
             ));
         }
         for (i, (&found, &expected)) in found.iter().zip(&self.values).enumerate() {
-            let bound = self.bound(i, k, out);
-            let fits = if expected.is_nan() || bound.is_nan() {
-                found.is_nan()
-            } else if expected.abs() + bound > out.max() {
-                // At the edge of the type: infinity is as good.
-                found == expected.signum() * f64::INFINITY || (found - expected).abs() <= bound
-            } else {
-                (found - expected).abs() <= bound
-            };
-            if !fits {
+            let bound = self.bound(adder, i, k, out);
+            if !self.fits(i, found, bound, out) {
                 return Err(format!(
                     "result {i} is {found:e}, expected {expected:e} ± {bound:e}"
                 ));

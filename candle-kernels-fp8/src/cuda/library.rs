@@ -54,6 +54,7 @@ macro_rules! modules {
 modules! {
     Cast = "cast",
     Dequantize = "dequantize",
+    FakeQuantize = "fake_quantize",
     Pad = "pad",
     Quantize = "quantize",
     RmsNorm = "rms_norm",

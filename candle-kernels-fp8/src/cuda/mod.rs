@@ -13,6 +13,7 @@
 mod cast;
 mod dequantize;
 mod error;
+mod fake_quantize;
 mod float;
 mod gpu;
 mod launch;
@@ -28,6 +29,7 @@ mod silu_mul;
 pub use cast::{cast_from_e4m3, cast_to_e4m3};
 pub use dequantize::{Dequantize, dequantize};
 pub use error::Error;
+pub use fake_quantize::{FakeQuantize, fake_quantize};
 pub use float::Float;
 pub use gpu::Gpu;
 pub use pad::{pad_rows, padded};

@@ -7,7 +7,7 @@ use candle_kernels_fp8::cuda::{
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::oracle::{self, Product};
+use crate::oracle::{self, Adder, Product};
 use crate::support_cuda::{Device, Guarded};
 
 /// Activations, dense.
@@ -127,7 +127,7 @@ impl Problem {
     }
 
     /// What the problem should give.
-    pub(crate) fn expected(&self) -> Expected {
+    pub(crate) fn expected(&self) -> Product {
         let &Self { m, n, k, .. } = self;
         let x_scale = |row: usize, col: usize| match &self.x {
             X::Values(..) => 1.0,
@@ -173,17 +173,15 @@ impl Problem {
             .iter()
             .enumerate()
             .map(|(i, sums)| (sums, bias(i % n.max(1))));
-        Expected {
-            product: Product {
-                values: with_bias
-                    .clone()
-                    .map(|(sums, bias)| sums.value + bias)
-                    .collect(),
-                magnitudes: with_bias
-                    .map(|(sums, bias)| sums.magnitude + bias.abs())
-                    .collect(),
-                unscaled: sums.iter().map(|sums| sums.unscaled).collect(),
-            },
+        Product {
+            values: with_bias
+                .clone()
+                .map(|(sums, bias)| sums.value + bias)
+                .collect(),
+            magnitudes: with_bias
+                .map(|(sums, bias)| sums.magnitude + bias.abs())
+                .collect(),
+            unscaled: sums.iter().map(|sums| sums.unscaled).collect(),
             norms: sums.iter().map(|sums| sums.squares.sqrt()).collect(),
         }
     }
@@ -194,31 +192,23 @@ impl Problem {
         &self,
         kernel: Kernel,
         found: &[f64],
-        expected: &Expected,
+        product: &Product,
     ) -> Result<f64, String> {
         let float = match self.out {
             Float::Bf16 => oracle::Float::Bf16,
             Float::F16 => oracle::Float::F16,
             Float::F32 => oracle::Float::F32,
         };
-        let Expected { product, norms } = expected;
+        let norms = &product.norms;
         if found.len() != norms.len() {
             return Err(format!("{} results, expected {}", found.len(), norms.len()));
         }
-        let adder = Adder::of(kernel, self);
+        let adder = adder(kernel, self);
         let errors = found.par_iter().enumerate().map(|(i, &found)| {
             let expected = product.values[i];
-            let more = adder.error(self.k, product.magnitudes[i], norms[i]);
-            let bound = product.bound(i, self.k, float) + more * (1.0 + float.unit_roundoff());
+            let bound = product.bound(adder, i, self.k, float);
             let error = (found - expected).abs();
-            let fits = if expected.is_nan() || bound.is_nan() {
-                found.is_nan()
-            } else if expected.abs() + bound > float.max() {
-                // At the edge of the type: infinity is as good.
-                found == expected.signum() * f64::INFINITY || error <= bound
-            } else {
-                error <= bound
-            };
+            let fits = product.fits(i, found, bound, float);
             if fits {
                 let relative = error / norms[i];
                 return Ok(if relative.is_finite() { relative } else { 0.0 });
@@ -269,13 +259,6 @@ pub(crate) fn run(
     Ok(values_of(&first, args.out_float))
 }
 
-/// What a problem should give, and what errors are relative to, `[m, n]`.
-pub(crate) struct Expected {
-    pub(crate) product: Product,
-    /// The root of the sum of the squares of the scaled terms.
-    norms: Vec<f64>,
-}
-
 struct Sums {
     value: f64,
     magnitude: f64,
@@ -320,50 +303,14 @@ impl Sums {
     }
 }
 
-/// What adds the products of a kernel up, beside f32 additions rounded to nearest.
-enum Adder {
-    Cores,
-    /// Tensor cores, over products of values.
-    Values,
-    /// Tensor cores, over products of codes: so many in a chain.
-    Codes(usize),
-}
-
-impl Adder {
-    fn of(kernel: Kernel, problem: &Problem) -> Self {
-        match &problem.x {
-            _ if kernel.to_string().starts_with("any") => Self::Cores,
-            X::Values(..) => Self::Values,
-            X::Codes(..) => match problem.accumulation {
-                Accumulation::Promoted => Self::Codes(128),
-                Accumulation::Fast => Self::Codes(problem.k.max(128)),
-            },
-        }
-    }
-
-    /// How large the error of a sum of `k` terms may be, by the sum of their magnitudes and by their norm.
-    ///
-    /// A tensor core instruction adds its products, exact ones, and what the sum was before. It shifts all of them to
-    /// the exponent of the largest and cuts off what is below the last bit that it keeps: the 13th behind the leading
-    /// one for codes on Ada and Hopper (measured by the DeepSeek-V3 report, section 3.3.2, and by SageAttention2),
-    /// the 23rd for other types. The largest is at most the sum S of the magnitudes of a chain. So an instruction of
-    /// 32 codes is off by at most 33 · 2^-13 · S, those of a chain of c codes by c / 32 times as much; one of 16
-    /// values by 17 · 2^-23 · S, which K / 16 of them make less than K · 2^-22 · S.
-    ///
-    /// Signs are random here, and so are those of what is cut off: in a chain of 128 codes 132 times, a third of the
-    /// last bit on average, of a largest value that is not much more than the norm of the chain. Those errors add up
-    /// to some 2^-10 of the norm, and grow with the root of the chain's length. Eight times as much is allowed, if
-    /// the worst case is not less: still half of what the loss of one term of 4096 would be.
-    fn error(&self, k: usize, magnitude: f64, norm: f64) -> f64 {
-        let (worst, likely) = match *self {
-            Self::Cores => return 0.0,
-            Self::Values => (k as f64 * 2f64.powi(-22), 2f64.powi(-14)),
-            Self::Codes(chain) => {
-                let instructions = (chain as f64 / 32.0).ceil();
-                let growth = (chain as f64 / 128.0).sqrt();
-                (instructions * 33.0 * 2f64.powi(-13), growth * 2f64.powi(-7))
-            }
-        };
-        (worst * magnitude).min(likely * norm)
+/// What adds the products of a problem up.
+fn adder(kernel: Kernel, problem: &Problem) -> Adder {
+    match &problem.x {
+        _ if kernel.to_string().starts_with("any") => Adder::F32,
+        X::Values(..) => Adder::Values,
+        X::Codes(..) => match problem.accumulation {
+            Accumulation::Promoted => Adder::Codes(128),
+            Accumulation::Fast => Adder::Codes(problem.k.max(128)),
+        },
     }
 }

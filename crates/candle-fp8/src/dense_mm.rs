@@ -94,11 +94,7 @@ impl CustomOp2 for DenseMm {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        Err(Error::NotBuilt {
-            op: OP,
-            device: "CUDA",
-        }
-        .into())
+        Err(Error::OnlyCpu { op: OP }.into())
     }
 
     fn metal_fwd(
@@ -108,11 +104,7 @@ impl CustomOp2 for DenseMm {
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        Err(Error::NotBuilt {
-            op: OP,
-            device: "Metal",
-        }
-        .into())
+        Err(Error::OnlyCpu { op: OP }.into())
     }
 
     /// `∂x = ∂y · weight`, `∂weight = ∂yᵀ · x`.

@@ -32,10 +32,30 @@ pub(crate) enum Error {
         expected: &'static str,
         found: String,
     },
-    #[error("{op}: not built for {device} yet; move the tensors to the CPU")]
-    NotBuilt {
+    #[cfg(not(feature = "cuda"))]
+    #[error(
+        "{op}: not built for CUDA; build candle-fp8 with its feature `cuda`, or move the tensors to the CPU"
+    )]
+    NoCuda { op: &'static str },
+    #[error("{op}: not built for Metal yet; move the tensors to the CPU")]
+    NoMetal { op: &'static str },
+    #[error("{op}: for tensors on the CPU; other devices have Candle's own")]
+    OnlyCpu { op: &'static str },
+    #[cfg(feature = "cuda")]
+    #[error(
+        "{op}: a GPU of compute capability {major}.{minor} has no FP8 units (8.9 or newer is needed); load with \
+         dequantize = true"
+    )]
+    TooOld {
         op: &'static str,
-        device: &'static str,
+        major: i32,
+        minor: i32,
+    },
+    #[cfg(feature = "cuda")]
+    #[error("{op}: {source}")]
+    Driver {
+        op: &'static str,
+        source: candle_kernels_fp8::cuda::Error,
     },
     #[error("{op}: FP8 linears are not trainable; load with dequantize = true")]
     NotTrainable { op: &'static str },
@@ -188,12 +208,33 @@ pub(crate) fn contiguous(op: &'static str, weight: &Tensor) -> Result<(), Error>
     if weight.is_contiguous() {
         return Ok(());
     }
-    Err(Error::Value {
+    Err(strided(
+        op,
+        weight,
+        "contiguous [N, K], because a copy would double its memory",
+    ))
+}
+
+/// Refuses a weight that is neither contiguous nor padded.
+pub(crate) fn contiguous_or_padded(op: &'static str, weight: &Tensor) -> Result<(), Error> {
+    let padded = |k: usize| weight.stride() == [k.next_multiple_of(16), 1];
+    if weight.is_contiguous() || weight.dims().last().is_some_and(|k| padded(*k)) {
+        return Ok(());
+    }
+    Err(strided(
+        op,
+        weight,
+        "contiguous [N, K] or as pad_weight gives it, because a copy would double its memory",
+    ))
+}
+
+fn strided(op: &'static str, weight: &Tensor, expected: &'static str) -> Error {
+    Error::Value {
         op,
         tensor: "weight",
-        expected: "contiguous [N, K], because a copy would double its memory",
+        expected,
         found: format!("strided {:?}", weight.stride()),
-    })
+    }
 }
 
 /// The rows and columns of activations `[.., K]`, K not 0.
@@ -282,6 +323,19 @@ pub(crate) fn group(op: &'static str, size: usize) -> Result<(), Error> {
     })
 }
 
+/// Refuses what nothing can be quantized with; `name` is that of a given scale.
+pub(crate) fn quantization(
+    op: &'static str,
+    name: &'static str,
+    quantization: crate::Quantization,
+) -> Result<(), Error> {
+    match quantization {
+        crate::Quantization::Static(value) => scale(op, name, value),
+        crate::Quantization::PerGroup(size) => group(op, size),
+        crate::Quantization::PerToken | crate::Quantization::PerTensor => Ok(()),
+    }
+}
+
 /// Refuses a given scale that nothing can be divided by.
 pub(crate) fn scale(op: &'static str, tensor: &'static str, scale: f32) -> Result<(), Error> {
     if scale.is_finite() && scale > 0.0 {
@@ -293,4 +347,14 @@ pub(crate) fn scale(op: &'static str, tensor: &'static str, scale: f32) -> Resul
         expected: "a positive, finite scale",
         found: scale.to_string(),
     })
+}
+
+/// What an op says of a tensor on a device that it has no kernel for.
+pub(crate) fn no_kernel(op: &'static str, tensor: &Tensor) -> Error {
+    match tensor.device() {
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => Error::NoCuda { op },
+        Device::Metal(_) => Error::NoMetal { op },
+        _ => Error::OnlyCpu { op },
+    }
 }

@@ -1,6 +1,6 @@
-//! From tensors to the CPU's kernels on float slices of any type.
+//! Which kernels tensors go to; and to those of the CPU, as float slices of any type.
 
-use candle_core::{DType, Layout, Result, Storage, Tensor, WithDType, bail};
+use candle_core::{DType, Device, Layout, Result, Storage, Tensor, WithDType, bail};
 use candle_kernels_fp8::cpu::Element;
 use std::ops::Deref;
 
@@ -8,7 +8,26 @@ use std::ops::Deref;
 pub(crate) trait Float: WithDType + Element {}
 impl<T: WithDType + Element> Float for T {}
 
-/// Whether a kernel can run: all tensors are on the CPU, and no gradient is asked for. Where it cannot, ops are composed
+/// Whether FP8 kernels exist for a device, so that weights can stay in FP8 on it: the CPU, and NVIDIA GPUs of compute
+/// capability 8.9 and newer where this crate is built with its feature `cuda`.
+pub fn fp8_kernels(device: &Device) -> bool {
+    match device {
+        Device::Cpu => true,
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => crate::cuda::serves(device),
+        _ => false,
+    }
+}
+
+/// Whether a kernel for CUDA can run: all tensors are on a GPU that has one, and no gradient is asked for.
+#[cfg(feature = "cuda")]
+pub(crate) fn serves_cuda(tensors: &[&Tensor]) -> bool {
+    let on_cuda = |tensor: &&Tensor| tensor.device().is_cuda() && !tensor.track_op();
+    let first = tensors.first().map(|tensor| tensor.device());
+    tensors.iter().all(on_cuda) && first.is_some_and(crate::cuda::serves)
+}
+
+/// Whether a kernel for the CPU can run: all tensors are on the CPU, and no gradient is asked for. Where it cannot, ops are composed
 /// of Candle's.
 pub(crate) fn serves(tensors: &[&Tensor]) -> bool {
     let on_cpu = |tensor: &&Tensor| tensor.device().is_cpu() && !tensor.track_op();

@@ -42,19 +42,34 @@
 //!   two scales; the runs and the bias are added in f32, and the result is cast to the input's dtype once.
 //!
 //! # Devices
-//! The CPU. On CUDA and Metal each op on FP8 answers with an error that says so. None of them can be differentiated: a
-//! backward pass that reaches one ends in an error.
+//! - The CPU.
+//! - NVIDIA GPUs of compute capability 8.9 and newer (Ada, Hopper, Blackwell), with the feature `cuda`; Hopper has
+//!   kernels of its own. Codes, scales and everything elementwise are those of the CPU, bit by bit, but for the sign of
+//!   NaN. Sums are not: tensor cores keep 13 to 14 bits of a sum of products of codes, over 128 of them at most, and what
+//!   they give is added in f32.
 //!
-//! What a token needs beside its linears ([`rms_norm`], [`rope`], [`attention`], [`silu_mul`]) has kernels on the CPU; on
-//! other devices, and where gradients are asked for, it is composed of Candle's ops, with the same arithmetic.
+//! [`fp8_kernels`] says whether a device is one of them. Elsewhere each op on FP8 answers with an error that says so, and
+//! nothing falls back silently; [`dequantize_bytes`], [`weight_scale`] and [`quantize_weight`] serve any device, through
+//! the CPU. No op on FP8 can be differentiated: a backward pass that reaches one ends in an error.
+//!
+//! What a token needs beside its linears has kernels too: [`rms_norm`] and [`silu_mul`] on all these devices, [`rope`] and
+//! [`attention`] on the CPU. On other devices, and where gradients are asked for, it is composed of Candle's ops, with the
+//! same arithmetic. [`rms_norm_quantize`], [`add_rms_norm_quantize`] and [`silu_mul_quantize`] give activations as the
+//! linears that follow take them: a [`Quantized`] serves any number of products.
 
 mod attention;
+mod cast;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dense_mm;
 mod dequantize;
 mod error;
+mod fake_quantize;
 mod kernel;
+mod pad_weight;
 mod quantize;
 mod quantize_weight;
+mod quantized;
 mod rms_norm;
 mod rope;
 mod scaled_mm;
@@ -64,13 +79,18 @@ mod storage;
 pub use attention::attention;
 pub use candle_kernels_fp8::ScaleLayout;
 pub use candle_kernels_fp8::cpu::in_pool;
+pub use cast::cast;
 pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
+pub use fake_quantize::fake_quantize;
+pub use kernel::fp8_kernels;
+pub use pad_weight::pad_weight;
 pub use quantize::{
-    fake_quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,
+    quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,
 };
 pub use quantize_weight::{Rounding, quantize_weight, weight_scale};
-pub use rms_norm::{add_rms_norm, rms_norm};
+pub use quantized::{Quantization, Quantized};
+pub use rms_norm::{add_rms_norm, add_rms_norm_quantize, rms_norm, rms_norm_quantize};
 pub use rope::rope;
-pub use scaled_mm::{Input, Quantization, Weight, check_weight, scaled_mm, scaled_mm_many};
-pub use silu_mul::silu_mul;
+pub use scaled_mm::{Input, Weight, check_weight, scaled_mm, scaled_mm_many};
+pub use silu_mul::{silu_mul, silu_mul_quantize};

@@ -1,6 +1,6 @@
 //! Dense weights to E4M3, as compressed-tensors writes them.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Result, Tensor};
 use candle_kernels_fp8::cpu;
 use half::{bf16, f16};
 
@@ -21,16 +21,19 @@ pub enum Rounding {
 /// The scales that compressed-tensors gives a weight.
 ///
 /// `w`: BF16, F16 or F32 `[N, K]`. Gives F32 of the layout's shape, holding values of `scale_dtype` (BF16, F16 or F32):
-/// `amax / 448` in f32, rounded to `scale_dtype`; where that is 0, the `eps` of `scale_dtype`.
+/// `amax / 448` in f32, rounded to `scale_dtype`; where that is 0, the `eps` of `scale_dtype`. They are computed on the
+/// CPU: a weight of another device is copied there, and the scales back.
 ///
 /// # Errors
-/// If a dtype is another, `w` is not `[N, K]`, a block is 0 wide, or `w` is not on the CPU.
+/// If a dtype is another, `w` is not `[N, K]`, or a block is 0 wide.
 pub fn weight_scale(w: &Tensor, layout: ScaleLayout, scale_dtype: DType) -> Result<Tensor> {
     const OP: &str = "weight_scale";
     error::float(OP, "w", w.dtype())?;
     error::float(OP, "scale_dtype", scale_dtype)?;
     error::block(OP, layout)?;
     let (n, k) = error::weight_dims(OP, "w", w)?;
+    let device = w.device();
+    let w = &w.to_device(&Device::Cpu)?;
     let mut scales = storage::on_cpu(OP, w, |w_storage, w_layout| {
         let values = storage::values(w_storage, w_layout)?;
         Ok(cpu::weight_amax(&values, k, layout))
@@ -49,18 +52,16 @@ pub fn weight_scale(w: &Tensor, layout: ScaleLayout, scale_dtype: DType) -> Resu
             *scale = eps;
         }
     }
-    Ok(storage::tensor(
-        candle_core::CpuStorage::F32(scales),
-        layout.shape(n, k),
-    ))
+    storage::tensor(CpuStorage::F32(scales), layout.shape(n, k)).to_device(device)
 }
 
 /// The codes that compressed-tensors gives a weight.
 ///
-/// `w`: BF16, F16 or F32 `[N, K]`. `scale`: F32, or `w`'s dtype, in the layout's shape. Gives F8E4M3 `[N, K]`.
+/// `w`: BF16, F16 or F32 `[N, K]`. `scale`: F32, or `w`'s dtype, in the layout's shape. Gives F8E4M3 `[N, K]`. They are
+/// computed on the CPU: a weight of another device is copied there, and the codes back.
 ///
 /// # Errors
-/// If a dtype is another, the scale's shape is not the layout's, or the tensors are not on the CPU.
+/// If a dtype is another, or the scale's shape is not the layout's.
 pub fn quantize_weight(
     w: &Tensor,
     scale: &Tensor,
@@ -79,6 +80,8 @@ pub fn quantize_weight(
     let (n, k) = error::weight_dims(OP, "w", w)?;
     error::weight_scale(OP, scale, layout, n, k)?;
     error::device(OP, "weight_scale", scale, w.device())?;
+    let device = w.device();
+    let (w, scale) = (&w.to_device(&Device::Cpu)?, &scale.to_device(&Device::Cpu)?);
     let scales = storage::on_cpu(OP, scale, |storage, layout| {
         Ok(storage::values(storage, layout)?.into_owned())
     })?;
@@ -93,5 +96,5 @@ pub fn quantize_weight(
         quantize(&values, k, &scales, layout, &mut codes);
         Ok(codes)
     })?;
-    Ok(storage::tensor(storage::from_codes(codes), (n, k)))
+    storage::tensor(storage::from_codes(codes), (n, k)).to_device(device)
 }

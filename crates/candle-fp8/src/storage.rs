@@ -8,7 +8,7 @@ use float8::F8E4M3;
 use half::{bf16, f16};
 use std::borrow::Cow;
 
-use crate::error::Error;
+use crate::error;
 
 /// Where a layout's elements lie in its storage, in row-major order.
 pub(crate) fn offsets(layout: &Layout) -> impl Iterator<Item = usize> + '_ {
@@ -115,11 +115,6 @@ pub(crate) fn on_cpu<T>(
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => f(storage, layout),
-        Storage::Cuda(_) => Err(Error::NotBuilt { op, device: "CUDA" }.into()),
-        Storage::Metal(_) => Err(Error::NotBuilt {
-            op,
-            device: "Metal",
-        }
-        .into()),
+        _ => Err(error::no_kernel(op, tensor).into()),
     }
 }

@@ -1,9 +1,9 @@
 //! The products on the CPU.
 
-use super::{Input, Mode, OP, Quantization, ScaledMm, Weight};
-use crate::{ScaleLayout, storage};
+use super::{Input, Mode, OP, ScaledMm, Weight};
+use crate::{ScaleLayout, quantize, storage};
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
-use candle_kernels_fp8::cpu::{self, Activations, InstructionSet, Scaling};
+use candle_kernels_fp8::cpu::{self, Activations, InstructionSet};
 use std::borrow::Cow;
 
 type View<'a> = (&'a CpuStorage, &'a Layout);
@@ -144,7 +144,12 @@ fn products_of(
         Mode::Full => launch(Activations::Values(&storage::values(x, x_layout)?)),
         Mode::Quantize(quantization) => {
             let values = storage::values(x, x_layout)?;
-            launch(Quantized::new(op, &values, *quantization).activations());
+            let (codes, scales) = quantize::cpu::quantize(&values, op.k, *quantization);
+            launch(Activations::Codes {
+                codes: &codes,
+                scales: &scales,
+                scaling: quantization.scaling(),
+            });
         }
         Mode::Codes { scales, scaling } => {
             let codes = storage::codes(x, x_layout)?;
@@ -159,51 +164,4 @@ fn products_of(
         }
     }
     Ok(outs)
-}
-
-/// Activations quantized inside the op.
-struct Quantized {
-    codes: Vec<u8>,
-    scales: Vec<f32>,
-    scaling: Scaling,
-}
-
-impl Quantized {
-    fn new(op: &ScaledMm, values: &[f32], quantization: Quantization) -> Self {
-        let mut codes = vec![0u8; values.len()];
-        let (scales, scaling) = match quantization {
-            Quantization::PerTensor => (
-                vec![cpu::quantize_tensor(values, &mut codes)],
-                Scaling::Tensor,
-            ),
-            Quantization::Static(scale) => {
-                cpu::quantize_static(values, scale, &mut codes);
-                (vec![scale], Scaling::Tensor)
-            }
-            Quantization::PerToken => {
-                let mut scales = vec![0f32; op.m];
-                cpu::quantize_groups(values, op.k, op.k, &mut codes, &mut scales);
-                (scales, Scaling::Token)
-            }
-            Quantization::PerGroup(group) => {
-                let scaling = Scaling::Group(group);
-                let mut scales = vec![0f32; scaling.len(op.m, op.k)];
-                cpu::quantize_groups(values, op.k, group, &mut codes, &mut scales);
-                (scales, scaling)
-            }
-        };
-        Self {
-            codes,
-            scales,
-            scaling,
-        }
-    }
-
-    fn activations(&self) -> Activations<'_> {
-        Activations::Codes {
-            codes: &self.codes,
-            scales: &self.scales,
-            scaling: self.scaling,
-        }
-    }
 }

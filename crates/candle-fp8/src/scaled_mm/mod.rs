@@ -1,29 +1,18 @@
 //! Activations times FP8 weights.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor,
 };
 use candle_kernels_fp8::cpu::Scaling;
 
-use crate::ScaleLayout;
 use crate::error::{self, Error};
+use crate::{Quantization, ScaleLayout};
 
 const OP: &str = "scaled_mm";
-
-/// How activations are quantized.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Quantization {
-    /// Each row with a scale of its own.
-    PerToken,
-    /// All with one scale, from their largest magnitude.
-    PerTensor,
-    /// All with one scale that is given (`input_scale`), positive and finite.
-    Static(f32),
-    /// Groups of so many neighbours in a row with a scale of their own; not 0; the last group may be short.
-    PerGroup(usize),
-}
 
 /// The activations of a [`scaled_mm`].
 #[derive(Debug, Clone, Copy)]
@@ -48,17 +37,18 @@ pub enum Input<'a> {
 /// `x · weightᵀ`, with scales, and a bias added.
 ///
 /// - `input`: the activations `[.., K]`, any strides;
-/// - `weight`: F8E4M3 `[N, K]`, contiguous;
+/// - `weight`: F8E4M3 `[N, K]`, contiguous or as [`pad_weight`](crate::pad_weight) gives it;
 /// - `weight_scale`: F32, of the shape that `layout` says;
 /// - `bias`: BF16, F16 or F32 `[N]`.
 ///
 /// Gives `[.., N]` in the input's dtype; see the [arithmetic](crate#arithmetic). The weight is never expanded: the CPU
-/// kernel decodes at most 4 × 1024 codes at a time in each thread.
+/// kernel decodes at most 4 × 1024 codes at a time in each thread, CUDA kernels on their way to the tensor cores. If its
+/// rows do not start at multiples of 16 bytes, each call on CUDA makes a copy of it.
 ///
 /// # Errors
 /// If a dtype, shape or device is not as said above, the weight is not contiguous, a static scale is not positive and
-/// finite, or the tensors are not on the CPU; and in a backward pass that reaches the op, because FP8 linears are not
-/// trainable. A bias that gradients are tracked for is refused at once.
+/// finite, or the tensors are on a [device](crate#devices) without kernels; and in a backward pass that reaches the op,
+/// because FP8 linears are not trainable. A bias that gradients are tracked for is refused at once.
 pub fn scaled_mm(
     input: Input<'_>,
     weight: &Tensor,
@@ -74,7 +64,7 @@ pub fn scaled_mm(
 /// An FP8 weight with its scales and bias, as [`scaled_mm`] takes them one by one.
 #[derive(Debug, Clone, Copy)]
 pub struct Weight<'a> {
-    /// F8E4M3 `[N, K]`, contiguous.
+    /// F8E4M3 `[N, K]`, contiguous or as [`pad_weight`](crate::pad_weight) gives it.
     pub codes: &'a Tensor,
     /// F32, of the shape that `layout` says.
     pub scale: &'a Tensor,
@@ -100,12 +90,16 @@ pub fn scaled_mm_many(input: Input<'_>, weights: &[Weight<'_>]) -> Result<Vec<Te
     if x.device().is_cpu() && !tracked {
         return cpu::many(x, input, weights);
     }
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() && !tracked {
+        return cuda::many(x, input, weights);
+    }
     let product = |w: &Weight<'_>| scaled_mm(input, w.codes, w.scale, w.layout, w.bias);
     weights.iter().map(product).collect()
 }
 
-/// Checks what [`scaled_mm`] asks of a weight: F8E4M3 `[N, K]`, contiguous, with an F32 scale as `layout` says on the
-/// same device. Gives `(N, K)`.
+/// Checks what [`scaled_mm`] asks of a weight: F8E4M3 `[N, K]`, contiguous or as [`pad_weight`](crate::pad_weight) gives
+/// it, with an F32 scale as `layout` says on the same device. Gives `(N, K)`.
 ///
 /// # Errors
 /// If it is not so.
@@ -116,7 +110,7 @@ pub fn check_weight(
 ) -> Result<(usize, usize)> {
     error::codes(OP, "weight", weight.dtype())?;
     let (n, k) = error::weight_dims(OP, "weight", weight)?;
-    error::contiguous(OP, weight)?;
+    error::contiguous_or_padded(OP, weight)?;
     error::dtype(
         OP,
         "weight_scale",
@@ -172,11 +166,7 @@ impl ScaledMm {
             }
             Input::Quantize(x, quantization) => {
                 error::float(OP, "x", x.dtype())?;
-                match quantization {
-                    Quantization::Static(scale) => error::scale(OP, "input_scale", scale)?,
-                    Quantization::PerGroup(group) => error::group(OP, group)?,
-                    Quantization::PerToken | Quantization::PerTensor => {}
-                }
+                error::quantization(OP, "input_scale", quantization)?;
                 (x, x.dtype(), Mode::Quantize(quantization))
             }
             Input::Codes {
@@ -266,6 +256,23 @@ impl CustomOp3 for ScaledMm {
         Ok((storage, self.shape.clone()))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        weight: &CudaStorage,
+        weight_layout: &Layout,
+        weight_scale: &CudaStorage,
+        weight_scale_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let weight = (weight, weight_layout);
+        let scale = (weight_scale, weight_scale_layout);
+        let storage = cuda::one(self, (x, x_layout), weight, scale)?;
+        Ok((storage, self.shape.clone()))
+    }
+
+    #[cfg(not(feature = "cuda"))]
     fn cuda_fwd(
         &self,
         _: &CudaStorage,
@@ -275,11 +282,7 @@ impl CustomOp3 for ScaledMm {
         _: &CudaStorage,
         _: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        Err(Error::NotBuilt {
-            op: OP,
-            device: "CUDA",
-        }
-        .into())
+        Err(Error::NoCuda { op: OP }.into())
     }
 
     fn metal_fwd(
@@ -291,11 +294,7 @@ impl CustomOp3 for ScaledMm {
         _: &MetalStorage,
         _: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        Err(Error::NotBuilt {
-            op: OP,
-            device: "Metal",
-        }
-        .into())
+        Err(Error::NoMetal { op: OP }.into())
     }
 
     fn bwd(

@@ -1,5 +1,8 @@
 //! Codes and scales back to a dense weight.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{CpuStorage, DType, Device, Result, Tensor};
 use candle_kernels_fp8::cpu::{self, Element};
 use half::{bf16, f16};
@@ -17,7 +20,8 @@ const OP: &str = "dequantize";
 /// Both dtypes are one of BF16, F16 and F32.
 ///
 /// # Errors
-/// If a dtype is another, the scale's shape is not the layout's, or the tensors are not on the CPU.
+/// If a dtype is another, the scale's shape is not the layout's, or the tensors are on a [device](crate#devices) without
+/// kernels.
 pub fn dequantize(
     codes: &Tensor,
     scale: &Tensor,
@@ -39,6 +43,15 @@ pub fn dequantize(
     error::weight_scale(OP, scale, layout, n, k)?;
     error::device(OP, "weight_scale", scale, codes.device())?;
 
+    #[cfg(feature = "cuda")]
+    if codes.device().is_cuda() {
+        let how = cuda::How {
+            layout,
+            scale_dtype,
+            dtype,
+        };
+        return cuda::dequantize(codes, &scale.to_dtype(DType::F32)?, how);
+    }
     let scales = storage::on_cpu(OP, scale, |storage, layout| {
         Ok(storage::values(storage, layout)?.into_owned())
     })?;
@@ -56,10 +69,11 @@ pub fn dequantize(
 }
 
 /// As [`dequantize`], from codes that are not a tensor yet, such as those of a memory-mapped file: the result is the
-/// only copy on the host.
+/// only copy on the host. On CUDA there is none: the codes are sent, and dequantized there.
 ///
 /// `codes`: `n · k` bytes for a weight of `shape` `(n, k)`. `scale`: values of `scale_dtype`, in the order of
-/// `layout`. Gives `[n, k]` in `dtype` on `device`.
+/// `layout`. Gives `[n, k]` in `dtype` on `device`, which may be any: where it has no [kernels](crate::fp8_kernels), the
+/// host dequantizes.
 ///
 /// # Errors
 /// If a dtype is not one of BF16, F16 and F32, or a length does not fit the shape.
@@ -79,6 +93,17 @@ pub fn dequantize_bytes(
     error::length(OP, "weight_scale", scale.len(), layout.len(n, k))?;
     if codes.is_empty() {
         return Tensor::zeros((n, k), dtype, device);
+    }
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(gpu) = device
+        && crate::fp8_kernels(device)
+    {
+        let how = cuda::How {
+            layout,
+            scale_dtype,
+            dtype,
+        };
+        return cuda::dequantize_bytes(gpu, codes, (n, k), scale, how);
     }
     let weight = Weight {
         codes,

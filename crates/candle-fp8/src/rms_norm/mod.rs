@@ -1,10 +1,15 @@
 //! RMS norm, with the rounding of transformers.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use candle_core::{D, DType, Result, Tensor};
 use candle_kernels_fp8::cpu::{self, InstructionSet};
 
-use crate::error;
+#[cfg(feature = "cuda")]
+use crate::cuda::Values;
 use crate::kernel::{self, Float, memory, on_float};
+use crate::{Quantization, Quantized, error};
 
 const OP: &str = "rms_norm";
 
@@ -17,6 +22,10 @@ const OP: &str = "rms_norm";
 /// If a dtype, shape or device is not as said above.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let k = check(x, weight)?;
+    #[cfg(feature = "cuda")]
+    if kernel::serves_cuda(&[x, weight]) {
+        return cuda::rms_norm(x, weight, eps, Values);
+    }
     if !kernel::serves(&[x, weight]) {
         return composed(x, weight, eps);
     }
@@ -47,6 +56,10 @@ pub fn add_rms_norm(
 ) -> Result<(Tensor, Tensor)> {
     let k = check(x, weight)?;
     error::same(OP, "residual", residual, x)?;
+    #[cfg(feature = "cuda")]
+    if kernel::serves_cuda(&[x, residual, weight]) {
+        return cuda::add_rms_norm(x, residual, weight, eps, Values);
+    }
     if !kernel::serves(&[x, residual, weight]) {
         let sum = (x + residual)?;
         let normed = composed(&sum, weight, eps)?;
@@ -78,6 +91,52 @@ pub fn add_rms_norm(
         Ok((kernel::tensor(sum, x), kernel::tensor(out, x)))
     }
     on_float!(OP, x.dtype(), T => run::<T>(k, [&x, &residual, &weight], eps))
+}
+
+/// [`rms_norm`], quantized for the linears that follow: what [`quantize`](crate::quantize) makes of it.
+///
+/// On CUDA one kernel does both, except for [`Quantization::PerTensor`]. No gradient passes.
+///
+/// # Errors
+/// Those of [`rms_norm`] and [`quantize`](crate::quantize).
+pub fn rms_norm_quantize(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    quantization: Quantization,
+) -> Result<Quantized> {
+    #[cfg(feature = "cuda")]
+    if quantization.of_rows() && kernel::serves_cuda(&[x, weight]) {
+        check(x, weight)?;
+        error::quantization(OP, "input_scale", quantization)?;
+        return cuda::rms_norm(x, weight, eps, quantization);
+    }
+    crate::quantize(&rms_norm(x, weight, eps)?, quantization)
+}
+
+/// [`add_rms_norm`], its second result quantized for the linears that follow: what [`quantize`](crate::quantize) makes
+/// of it.
+///
+/// On CUDA one kernel does both, except for [`Quantization::PerTensor`]. No gradient passes to what is quantized.
+///
+/// # Errors
+/// Those of [`add_rms_norm`] and [`quantize`](crate::quantize).
+pub fn add_rms_norm_quantize(
+    x: &Tensor,
+    residual: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    quantization: Quantization,
+) -> Result<(Tensor, Quantized)> {
+    #[cfg(feature = "cuda")]
+    if quantization.of_rows() && kernel::serves_cuda(&[x, residual, weight]) {
+        check(x, weight)?;
+        error::same(OP, "residual", residual, x)?;
+        error::quantization(OP, "input_scale", quantization)?;
+        return cuda::add_rms_norm(x, residual, weight, eps, quantization);
+    }
+    let (sum, normed) = add_rms_norm(x, residual, weight, eps)?;
+    Ok((sum, crate::quantize(&normed, quantization)?))
 }
 
 fn check(x: &Tensor, weight: &Tensor) -> Result<usize> {

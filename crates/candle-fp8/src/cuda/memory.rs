@@ -1,0 +1,272 @@
+//! Where tensors lie in a device's memory, and copies of those that lie otherwise than kernels ask for.
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, LaunchConfig, PushKernelArg, SyncOnDrop,
+};
+use candle_core::cuda_backend::{
+    CudaStorageSlice, SlicePtrOrNull, WrapErr, kernels as candle_kernels,
+};
+use candle_core::{CudaStorage, DType, Layout, Result, bail};
+use candle_kernels_fp8::cuda::{self as kernels, Address};
+
+use super::{On, View};
+
+/// An address in use by a kernel. It is kept until after the launch; then other streams know what to wait for.
+pub(crate) struct InUse<'a> {
+    pub(crate) address: Address,
+    _until_launched: SyncOnDrop<'a>,
+}
+
+/// Calls a function on the slice of a storage, whatever its type.
+macro_rules! on_slice {
+    ($storage:expr, $slice:expr, $name:ident => $call:expr) => {
+        match $slice {
+            CudaStorageSlice::U8($name) => $call,
+            CudaStorageSlice::BF16($name) => $call,
+            CudaStorageSlice::F16($name) => $call,
+            CudaStorageSlice::F32($name) => $call,
+            CudaStorageSlice::F8E4M3($name) => $call,
+            _ => bail!("no kernel takes a {:?} tensor", $storage),
+        }
+    };
+}
+
+/// The address of an element that a kernel reads, and others after it.
+fn reads<'a>(storage: &'a CudaStorage, offset: usize, stream: &'a CudaStream) -> Result<InUse<'a>> {
+    fn of<'a, T>(slice: &'a CudaSlice<T>, offset: usize, stream: &'a CudaStream) -> InUse<'a> {
+        let (start, guard) = slice.device_ptr(stream);
+        InUse {
+            address: start + (offset * size_of::<T>()) as Address,
+            _until_launched: guard,
+        }
+    }
+    let dtype = storage.dtype();
+    Ok(on_slice!(dtype, &storage.slice, slice => of(slice, offset, stream)))
+}
+
+/// The address of memory that a kernel writes.
+pub(crate) fn writes<'a>(
+    storage: &'a mut CudaStorage,
+    stream: &'a CudaStream,
+) -> Result<InUse<'a>> {
+    fn of<'a, T>(slice: &'a mut CudaSlice<T>, stream: &'a CudaStream) -> InUse<'a> {
+        let (address, guard) = slice.device_ptr_mut(stream);
+        InUse {
+            address,
+            _until_launched: guard,
+        }
+    }
+    let dtype = storage.dtype();
+    Ok(on_slice!(dtype, &mut storage.slice, slice => of(slice, stream)))
+}
+
+enum Memory<'a> {
+    Tensor(&'a CudaStorage),
+    Copy(CudaStorage),
+}
+
+/// The rows of a tensor `[.., K]`, each of them dense and all of them evenly spaced: where they lie, or in a copy.
+pub(crate) struct Rows<'a> {
+    memory: Memory<'a>,
+    /// Elements before the first row.
+    start: usize,
+    pub(crate) m: usize,
+    pub(crate) k: usize,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// A tensor without dimensions has one row of one element.
+    pub(crate) fn of(on: &On<'_>, (storage, layout): (&'a CudaStorage, &Layout)) -> Result<Self> {
+        let k = layout.dims().last().copied().unwrap_or(1);
+        let m = layout.shape().elem_count() / k.max(1);
+        Ok(match row_stride(layout) {
+            Some(stride) => Self {
+                memory: Memory::Tensor(storage),
+                start: layout.start_offset(),
+                m,
+                k,
+                stride,
+            },
+            None => Self {
+                memory: Memory::Copy(contiguous(on, (storage, layout))?),
+                start: 0,
+                m,
+                k,
+                stride: k,
+            },
+        })
+    }
+
+    /// All elements as one row.
+    pub(crate) fn flat(on: &On<'_>, (storage, layout): (&'a CudaStorage, &Layout)) -> Result<Self> {
+        let k = layout.shape().elem_count();
+        let (memory, start) = match layout.contiguous_offsets() {
+            Some((start, _)) => (Memory::Tensor(storage), start),
+            None => (Memory::Copy(contiguous(on, (storage, layout))?), 0),
+        };
+        Ok(Self {
+            memory,
+            start,
+            m: 1,
+            k,
+            stride: k,
+        })
+    }
+
+    /// With rows that start at multiples of 16 bytes, as products ask for; copied if they do not.
+    pub(crate) fn aligned(self, on: &On<'_>) -> Result<Self> {
+        let address = self.reads(on.stream())?.address as usize;
+        if (address | self.row_bytes(self.stride)).is_multiple_of(16) {
+            return Ok(self);
+        }
+        self.into_padded(on)
+    }
+
+    /// As [`Rows::aligned`], with nothing but zeros between rows.
+    pub(crate) fn zero_padded(self, on: &On<'_>) -> Result<Self> {
+        match self.row_bytes(self.k).is_multiple_of(16) {
+            true => self.aligned(on),
+            false => self.into_padded(on),
+        }
+    }
+
+    fn into_padded(self, on: &On<'_>) -> Result<Self> {
+        Ok(Self {
+            memory: Memory::Copy(self.padded(on)?),
+            start: 0,
+            stride: self.padded_stride(),
+            ..self
+        })
+    }
+
+    /// A copy with rows that start at multiples of 16 bytes, and zeros between them.
+    pub(crate) fn padded(&self, on: &On<'_>) -> Result<CudaStorage> {
+        let dtype = self.dtype();
+        let mut copy = on.alloc(self.m * self.padded_stride(), dtype)?;
+        {
+            let from = self.reads(on.stream())?;
+            let to = writes(&mut copy, on.stream())?;
+            let from = (from.address, self.row_bytes(self.stride));
+            let sizes = (self.m, self.row_bytes(self.k));
+            // SAFETY: the tensor has `m` rows that are so far apart, and the copy has room for them; both live until they
+            // are freed in the stream's order.
+            on.launched(unsafe { kernels::pad_rows(on.stream(), from, to.address, sizes, false) })?;
+        }
+        Ok(copy)
+    }
+
+    /// Elements from one row to the next in a padded copy.
+    fn padded_stride(&self) -> usize {
+        kernels::padded(self.row_bytes(self.k)) / self.row_bytes(1)
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.storage().dtype()
+    }
+
+    /// The address of the first row.
+    pub(crate) fn reads<'b>(&'b self, stream: &'b CudaStream) -> Result<InUse<'b>> {
+        reads(self.storage(), self.start, stream)
+    }
+
+    fn storage(&self) -> &CudaStorage {
+        match &self.memory {
+            Memory::Tensor(storage) => storage,
+            Memory::Copy(storage) => storage,
+        }
+    }
+
+    fn row_bytes(&self, elements: usize) -> usize {
+        elements * self.dtype().size_in_bytes()
+    }
+}
+
+/// Elements from one row `[.., K]` to the next, if rows are dense, evenly spaced and apart.
+fn row_stride(layout: &Layout) -> Option<usize> {
+    let (Some((&k, dims)), Some((&inner, strides))) =
+        (layout.dims().split_last(), layout.stride().split_last())
+    else {
+        return Some(1);
+    };
+    if layout.shape().elem_count() == 0 {
+        return Some(k);
+    }
+    if k > 1 && inner != 1 {
+        return None;
+    }
+    // From the last axis on: each has to step over all rows of those behind it.
+    let (mut first, mut rows) = (None, 1);
+    for (&dim, &stride) in dims.iter().zip(strides).rev() {
+        if dim == 1 {
+            continue;
+        }
+        if stride != *first.get_or_insert(stride) * rows {
+            return None;
+        }
+        rows *= dim;
+    }
+    let stride = first.unwrap_or(k);
+    (stride >= k).then_some(stride)
+}
+
+/// A copy of a tensor, in row-major order.
+fn contiguous(on: &On<'_>, (storage, layout): View<'_>) -> Result<CudaStorage> {
+    let count = layout.shape().elem_count();
+    let mut copy = on.alloc(count, storage.dtype())?;
+    let (CudaStorageSlice::F8E4M3(from), CudaStorageSlice::F8E4M3(to)) =
+        (&storage.slice, &mut copy.slice)
+    else {
+        storage.copy_strided_src(&mut copy, 0, layout)?;
+        return Ok(copy);
+    };
+    if count > 0 {
+        // For codes, Candle 0.11 asks for a kernel by a name that none has. That for bytes does the same.
+        let function = on
+            .device()
+            .get_or_load_func("ucopy_u8", &candle_kernels::UNARY)?;
+        let params = SlicePtrOrNull::params_from_layout(on.device(), layout)?;
+        let (from, rank) = (from.slice(layout.start_offset()..), layout.dims().len());
+        let mut launch = function.builder();
+        launch.arg(&count).arg(&rank);
+        params.builder_arg(&mut launch);
+        launch.arg(&from).arg(to);
+        let config = LaunchConfig::for_num_elems(count as u32);
+        // SAFETY: the kernel takes a count, a rank, dimensions and strides, and both slices; codes are bytes.
+        unsafe { launch.launch(config) }.w()?;
+    }
+    Ok(copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Shape;
+
+    fn stride(dims: &[usize], strides: &[usize]) -> Option<usize> {
+        row_stride(&Layout::new(Shape::from(dims), strides.to_vec(), 3))
+    }
+
+    #[test]
+    fn rows_are_found_in_any_layout() {
+        assert_eq!(stride(&[], &[]), Some(1));
+        assert_eq!(stride(&[5], &[1]), Some(5));
+        assert_eq!(stride(&[5], &[2]), None);
+        assert_eq!(stride(&[4, 5], &[5, 1]), Some(5));
+        assert_eq!(stride(&[2, 3, 5], &[15, 5, 1]), Some(5));
+        // Some columns of a wider matrix.
+        assert_eq!(stride(&[4, 5], &[12, 1]), Some(12));
+        assert_eq!(stride(&[2, 3, 5], &[36, 12, 1]), Some(12));
+        // Some rows of each matrix of several: uneven.
+        assert_eq!(stride(&[2, 3, 5], &[60, 12, 1]), None);
+        // A transposed matrix, one row for all, and axes that do not count.
+        assert_eq!(stride(&[4, 5], &[1, 4]), None);
+        assert_eq!(stride(&[4, 5], &[0, 1]), None);
+        assert_eq!(stride(&[4, 1], &[1, 77]), Some(1));
+        assert_eq!(stride(&[1, 4, 1, 5], &[99, 8, 99, 1]), Some(8));
+        assert_eq!(stride(&[4, 0], &[1, 1]), Some(0));
+        assert_eq!(stride(&[0, 5], &[1, 1]), Some(5));
+    }
+}

@@ -10,13 +10,36 @@ use crate::{
 };
 
 /// Serves the tensors of a checkpoint under their stored names, merged experts under theirs.
-pub(crate) struct Backend(pub(crate) QuantizerCompressedTensors);
+pub(crate) struct Backend {
+    quantizer: QuantizerCompressedTensors,
+    /// Those of the `VarBuilder`, which names none when it asks whether a tensor is there.
+    dtype: DType,
+    device: Device,
+}
 
 impl Backend {
+    pub(crate) fn new(
+        quantizer: QuantizerCompressedTensors,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        Self {
+            quantizer,
+            dtype,
+            device: device.clone(),
+        }
+    }
+
+    /// The stored name of the KV cache's scale that is served as `name`, where the cache is quantized.
+    fn kv_scale(&self, name: &str) -> Option<&str> {
+        (self.quantizer.plan().kv_scale(name))
+            .filter(|_| self.quantizer.stays_fp8(&self.device, self.dtype))
+    }
+
     fn load(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let plan = self.0.plan();
+        let plan = self.quantizer.plan();
         let stored = Stored {
-            quantizer: &self.0,
+            quantizer: &self.quantizer,
             dtype,
             device,
         };
@@ -30,20 +53,19 @@ impl Backend {
             float(name, dtype)?;
             return Conversion::dequantize(name).load(stored);
         }
+        let name = self.kv_scale(name).unwrap_or(name);
+        if let (DType::F8E4M3, Some(info)) = (dtype, self.quantizer.checkpoint().info(name)) {
+            candle_core::bail!(
+                "{name}: asked for as F8E4M3 codes, but it is stored as {:?}",
+                info.dtype
+            )
+        }
         if plan.weight_scale(name).is_some() {
             return Conversion::reshape_scale(name)
                 .load(stored)?
                 .to_dtype(dtype);
         }
-        let name = plan.kv_scale(name).unwrap_or(name);
-        let view = stored.view(name)?;
-        if dtype == DType::F8E4M3 {
-            candle_core::bail!(
-                "{name}: asked for as F8E4M3 codes, but it is stored as {:?}",
-                view.dtype()
-            )
-        }
-        dense::load(&view, dtype, device)
+        dense::load(&stored.view(name)?, dtype, device)
     }
 }
 
@@ -67,8 +89,8 @@ impl SimpleBackend for Backend {
         device: &Device,
     ) -> Result<Tensor> {
         // Before the tensor is loaded, where the shape is known: a mistaken dimension should not cost gigabytes.
-        if let Some(info) = self.0.checkpoint().info(name)
-            && self.0.plan().weight_scale(name).is_none()
+        if let Some(info) = self.quantizer.checkpoint().info(name)
+            && self.quantizer.plan().weight_scale(name).is_none()
             && info.shape != shape.dims()
         {
             return Err(unexpected(name, shape, info.shape.clone().into()));
@@ -85,11 +107,11 @@ impl SimpleBackend for Backend {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        let plan = self.0.plan();
+        let plan = self.quantizer.plan();
         if plan.kv_scales.contains_key(name) {
-            return plan.kv_scale(name).is_some();
+            return self.kv_scale(name).is_some();
         }
-        plan.conversions.contains_key(name) || self.0.checkpoint().info(name).is_some()
+        plan.conversions.contains_key(name) || self.quantizer.checkpoint().info(name).is_some()
     }
 }
 

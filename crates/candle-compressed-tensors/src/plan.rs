@@ -150,6 +150,19 @@ impl Plan {
             .map(String::as_str)
     }
 
+    /// Bytes of the weights that linears keep in FP8, which merged experts do not.
+    pub(crate) fn linear_bytes(&self) -> u64 {
+        let merged: BTreeSet<&str> = (self.conversions.values())
+            .flat_map(Conversion::sources)
+            .collect();
+        let linears = self.modules.iter().filter(|(name, module)| {
+            !module.dequantized && !merged.contains(format!("{name}.weight").as_str())
+        });
+        linears
+            .map(|(_, module)| (module.shape.0 * module.shape.1) as u64)
+            .sum()
+    }
+
     /// Merged experts, and the cost of having them in a 2-byte dtype.
     fn add_experts(&mut self, conversions: Vec<Conversion>) {
         let mut fp8_bytes = 0;

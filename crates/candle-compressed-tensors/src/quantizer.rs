@@ -1,6 +1,6 @@
 //! The door between a checkpoint and a model.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Shape};
 use candle_fp8::Quantization;
@@ -40,6 +40,9 @@ struct Inner {
     checkpoint: Checkpoint,
     options: LoadOptions,
     plan: Plan,
+    /// Whether the FP8 ops have kernels on a device.
+    fp8_kernels: fn(&Device) -> bool,
+    device_warning: OnceLock<Warning>,
 }
 
 impl QuantizerCompressedTensors {
@@ -50,6 +53,14 @@ impl QuantizerCompressedTensors {
     /// # Errors
     /// The first thing found wrong; [`Plan::problems`] lists all of them.
     pub fn new(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self, Error> {
+        Self::with_kernels(checkpoint, options, candle_fp8::fp8_kernels)
+    }
+
+    fn with_kernels(
+        checkpoint: &Checkpoint,
+        options: LoadOptions,
+        fp8_kernels: fn(&Device) -> bool,
+    ) -> Result<Self, Error> {
         let plan = Plan::new(checkpoint, &options).into_result()?;
         for warning in plan.warnings() {
             warning::print(warning);
@@ -58,6 +69,8 @@ impl QuantizerCompressedTensors {
             checkpoint: checkpoint.clone(),
             options,
             plan,
+            fp8_kernels,
+            device_warning: OnceLock::new(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -98,11 +111,12 @@ impl QuantizerCompressedTensors {
             });
         }
         let backend: Box<dyn candle_nn::var_builder::SimpleBackend> =
-            Box::new(Backend(self.clone()));
+            Box::new(Backend::new(self.clone(), dtype, device));
         Ok(VarBuilder::from_backend(backend, dtype, device.clone()))
     }
 
-    /// The linear `[out_dim, in_dim]` under the prefix of `vb`, with its bias. In FP8 if the checkpoint has it so.
+    /// The linear `[out_dim, in_dim]` under the prefix of `vb`, with its bias. In FP8 if the checkpoint has it so and the
+    /// device has kernels for it; a [warning](Self::device_warning) tells if it has none.
     ///
     /// # Errors
     /// A tensor is missing or has another shape.
@@ -133,7 +147,8 @@ impl QuantizerCompressedTensors {
         self.inner.plan.is_fp8()
     }
 
-    /// Whether linears run on FP8 weights: the checkpoint is FP8, and `dequantize` is off.
+    /// Whether linears run on FP8 weights, on devices that have kernels for it: the checkpoint is FP8, and `dequantize` is
+    /// off.
     pub fn use_fp8_kernel(&self) -> bool {
         self.is_fp8() && !self.inner.plan.dequantize
     }
@@ -146,6 +161,32 @@ impl QuantizerCompressedTensors {
     /// What a user should know of this checkpoint and these options.
     pub fn warnings(&self) -> &[Warning] {
         self.inner.plan.warnings()
+    }
+
+    /// What a user should know of the device: that it has no kernels for FP8, and what that costs. `None` before something
+    /// is loaded that would be FP8 elsewhere. It goes to stderr, too, once.
+    pub fn device_warning(&self) -> Option<&Warning> {
+        self.inner.device_warning.get()
+    }
+
+    /// Whether what the checkpoint has in FP8 can stay so on `device`. If not, the user is told, once, what it costs in
+    /// `dtype`.
+    pub(crate) fn stays_fp8(&self, device: &Device, dtype: DType) -> bool {
+        if (self.inner.fp8_kernels)(device) {
+            return true;
+        }
+        self.inner.device_warning.get_or_init(|| {
+            let fp8_bytes = self.inner.plan.linear_bytes();
+            let warning = Warning::NoFp8Kernels {
+                device: device.location(),
+                fp8_bytes,
+                dense_bytes: fp8_bytes * dtype.size_in_bytes() as u64,
+                kv_cache: !self.inner.plan.kv_scales.is_empty(),
+            };
+            warning::print(&warning);
+            warning
+        });
+        false
     }
 
     /// The checkpoint.
@@ -200,7 +241,8 @@ impl LinearSource for QuantizerCompressedTensors {
             .plan
             .modules()
             .get(&name)
-            .filter(|module| !module.dequantized);
+            .filter(|module| !module.dequantized)
+            .filter(|_| self.stays_fp8(vb.device(), vb.dtype()));
         let bias = match (bias, vb.contains_tensor("bias")) {
             (true, _) => Some(vb.get(out_dim, "bias")?),
             (false, false) => None,
@@ -273,3 +315,6 @@ fn full_name(vb: &VarBuilder, tensor: &str) -> String {
         prefix => format!("{prefix}.{tensor}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

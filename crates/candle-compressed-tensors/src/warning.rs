@@ -2,6 +2,8 @@
 
 use std::{fmt, io::Write};
 
+use candle_core::DeviceLocation;
+
 /// Something that a user should know, although loading goes on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -22,6 +24,17 @@ pub enum Warning {
         fp8_bytes: u64,
         /// Bytes of the merged experts in a 2-byte dtype.
         dense_bytes: u64,
+    },
+    /// The FP8 ops have no kernels on the device that a model is loaded to: its linears are dense.
+    NoFp8Kernels {
+        /// The device.
+        device: DeviceLocation,
+        /// Bytes of the linears' weights as stored, one a parameter. Experts, which are merged, are not counted.
+        fp8_bytes: u64,
+        /// Bytes of these weights in the dtype that the model computes in.
+        dense_bytes: u64,
+        /// Whether the checkpoint has scales for a quantized KV cache, which then keeps its precision.
+        kv_cache: bool,
     },
     /// Entries of `modules_to_not_convert` that match no module of the checkpoint.
     UnmatchedModules {
@@ -55,6 +68,34 @@ impl fmt::Display for Warning {
                 *fp8_bytes as f64 / MIB,
                 *dense_bytes as f64 / MIB
             ),
+            Self::NoFp8Kernels {
+                device,
+                fp8_bytes,
+                dense_bytes,
+                kv_cache,
+            } => {
+                match device {
+                    DeviceLocation::Cpu => write!(f, "the CPU has no FP8 kernels")?,
+                    DeviceLocation::Cuda { gpu_id } => write!(
+                        f,
+                        "CUDA device {gpu_id} has no FP8 kernels (they need compute capability 8.9, and the feature `cuda` of \
+                         candle-fp8)"
+                    )?,
+                    DeviceLocation::Metal { gpu_id } => {
+                        write!(f, "Metal device {gpu_id} has no FP8 kernels yet")?
+                    }
+                }
+                write!(
+                    f,
+                    ": linears are dequantized, and {:.1} MiB of FP8 weights take {:.1} MiB",
+                    *fp8_bytes as f64 / MIB,
+                    *dense_bytes as f64 / MIB
+                )?;
+                f.write_str(match kv_cache {
+                    true => "; the KV cache is not quantized",
+                    false => "",
+                })
+            }
             Self::UnmatchedModules { modules } => {
                 write!(
                     f,

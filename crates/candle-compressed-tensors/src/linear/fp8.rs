@@ -43,6 +43,11 @@ impl CtFp8Linear {
                 );
             }
         }
+        // Once, since the op would do it in each call.
+        let weight = match weight.device().is_cuda() {
+            true => candle_fp8::pad_weight(&weight)?,
+            false => weight,
+        };
         Ok(Self {
             weight,
             weight_scale,
@@ -52,7 +57,7 @@ impl CtFp8Linear {
         })
     }
 
-    /// The E4M3 codes `[out, in]`.
+    /// The E4M3 codes `[out, in]`. On CUDA with room between rows where `in` is no multiple of 16, so not contiguous.
     pub fn weight(&self) -> &Tensor {
         &self.weight
     }

@@ -120,7 +120,10 @@ impl<'a> Outputs<'a> {
                 Conversion::reshape_scale(name).restore(tensor, name, stored)
             }
             (Some(tensor), _) => Some(Ok(tensor.clone())),
-            (None, Some((conversion, tensor))) => conversion.restore_dense(tensor, name, stored),
+            // Copied where they are: on its way to the host a view would take all experts of the layer along.
+            (None, Some((conversion, tensor))) => conversion
+                .restore_dense(tensor, name, stored)
+                .map(|part| part?.force_contiguous()),
             (None, None) if plan.weight(name).is_some() && plan.dequantize => {
                 Some(Conversion::dequantize(name).load(stored))
             }

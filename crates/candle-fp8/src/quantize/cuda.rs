@@ -51,8 +51,11 @@ pub(crate) unsafe fn launch(
     match quantization {
         // SAFETY: there is one scale.
         Quantization::Static(scale) => unsafe { on.write(to.scales, scale) }?,
-        // Of no values, as of zeros. No kernel looks at them.
-        Quantization::PerTensor if x.m == 0 => unsafe { on.write(to.scales, 1.0 / e4m3::MAX) }?,
+        Quantization::PerTensor if x.m == 0 => {
+            // That of no values is that of zeros; no kernel looks at them.
+            // SAFETY: as above.
+            unsafe { on.write(to.scales, 1.0 / e4m3::MAX) }?;
+        }
         _ => {}
     }
     if x.m == 0 {

@@ -3,17 +3,32 @@
 // A pair of blocks computes ROWS tokens times 2 COLS output features, COLS a block: both need the same activations, so each
 // copies half of them into the shared memory of both. A block's first warpgroup copies tiles of 128 codes along K into a
 // ring; the other two multiply half of the tokens each, 64 at a time: the tensor cores keep few bits of a sum, so after 128
-// products it is added to the total in registers, while the other warpgroup multiplies.
+// products it is added to the total in registers, while the other warpgroup multiplies. Where scales change along K, two
+// more warps of the first warpgroup put them beside the tiles, and sums are multiplied by them on their way to the total.
 // Blocks stay and take tile after tile; tiles that are computed at the same time share rows and columns, for the L2 cache.
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
+#include "sm90_scales.cuh"
 
 constexpr uint32_t DEPTH = 128, PAIR = 2, GROUP = 2048; // GROUP: tokens whose tiles are computed together
 constexpr uint32_t CONSUMERS = 2, WARPGROUP = 128;
+constexpr uint32_t SUPPLIERS = CONSUMERS * 32; // threads that load scales: one for the four that hold the same rows
 
+// A supplier's scales of a step: of its rows of each product.
+template <uint32_t PRODUCTS>
+struct alignas(8 * PRODUCTS) PartScales {
+    float row[PRODUCTS * 2];
+};
+
+// The tile is of ROWS tokens and COLS output features.
 template <uint32_t ROWS, uint32_t COLS>
 struct Shared {
+    // 64 rows of a consumer at a time.
+    static constexpr uint32_t GROUP_ROWS = ROWS / CONSUMERS, PRODUCTS = GROUP_ROWS / 64;
+    // Features of a run share a scale where blocks of 128 do: tiles start at multiples of COLS.
+    static constexpr uint32_t RUNS = 128 % COLS == 0 ? 1 : 3, RUN = COLS / RUNS;
+    static_assert(128 % RUN == 0);
     // What is left of 227 KiB.
     static constexpr uint32_t STAGES = ROWS + COLS > 288 ? 4 : ROWS + COLS > 256 ? 5 : ROWS + COLS > 192 ? 6 : 8;
     static constexpr uint32_t PART = COLS / 2; // of the columns, stored at a time
@@ -21,6 +36,7 @@ struct Shared {
     alignas(1024) uint8_t x[STAGES][ROWS][DEPTH];
     alignas(1024) uint8_t weight[STAGES][COLS][DEPTH];
     alignas(16) uint16_t results[CONSUMERS * 4][16][PART + PAD]; // of a warp: 16 rows
+    PartScales<PRODUCTS> part_scales[STAGES][RUNS][SUPPLIERS];
     float scales[CONSUMERS][COLS], bias[CONSUMERS][COLS];
     uint64_t full[STAGES], empty[STAGES];
 };
@@ -65,21 +81,37 @@ __device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const Scaled
     }
 }
 
-// Which scale of a row belongs to a step along K; asked for step after step.
-struct Run {
-    uint32_t length, index = 0, passed = 0; // steps
-
-    __device__ __forceinline__ explicit Run(uint32_t run) : length((run + DEPTH - 1) / DEPTH) {}
-    __device__ __forceinline__ void advance() {
-        if (++passed == length) passed = 0, index++;
+// Puts scales into the ring. A supplier's are those of a group's threads that hold its rows of sums.
+template <uint32_t ROWS, uint32_t COLS>
+__device__ __forceinline__ void supply(Shared<ROWS, COLS>& shared, const ScaledMm& args, uint32_t rank,
+                                       uint32_t supplier) {
+    using Ring = Shared<ROWS, COLS>;
+    const Tiles<ROWS, COLS> tiles(args);
+    const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
+    uint32_t stage = 0, phase = 0;
+    for (uint32_t tile = blockIdx.x / PAIR; tile < tiles.count(); tile += gridDim.x / PAIR) {
+        uint32_t row, pair, rows[Ring::PRODUCTS * 2];
+        tiles.place(tile, row, pair);
+        const uint32_t first_row = row * ROWS + supplier / 32 * Ring::GROUP_ROWS + supplier / 8 % 4 * 16 + supplier % 8;
+#pragma unroll
+        for (uint32_t i = 0; i < Ring::PRODUCTS * 2; i++) rows[i] = first_row + i / 2 * 64 + i % 2 * 8;
+        const uint32_t first_col = (pair * PAIR + rank) * COLS;
+        auto give = [&](const float (&scales)[Ring::RUNS][Ring::PRODUCTS * 2]) {
+            barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
+#pragma unroll
+            for (uint32_t run = 0; run < Ring::RUNS; run++) {
+                PartScales<Ring::PRODUCTS> part;
+#pragma unroll
+                for (uint32_t i = 0; i < Ring::PRODUCTS * 2; i++) part.row[i] = scales[run][i];
+                shared.part_scales[stage][run][supplier] = part;
+            }
+            __syncwarp();
+            if (supplier % 32 == 0) barrier_arrive(shared_address(&shared.full[stage]));
+            if (++stage == Ring::STAGES) stage = 0, phase ^= 1;
+        };
+        supply_scales<4, false, Ring::RUNS>(args, rows, first_col, Ring::RUN, 0, steps, give);
     }
-};
-
-// The scales of a thread's rows, two of each product, and of the columns, for one part of K.
-template <uint32_t PRODUCTS>
-struct PartScales {
-    float row[PRODUCTS][2], col;
-};
+}
 
 template <uint32_t ROWS, uint32_t COLS, bool BLOCK, bool FAST>
 __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const ScaledMm& args, uint32_t rank) {
@@ -89,7 +121,8 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
     const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP - 1, 0), thread = threadIdx.x % WARPGROUP;
     const uint32_t warp = thread / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     constexpr uint32_t STAGES = Shared<ROWS, COLS>::STAGES, PART = Shared<ROWS, COLS>::PART;
-    constexpr uint32_t GROUP_ROWS = ROWS / CONSUMERS, PRODUCTS = GROUP_ROWS / 64;
+    constexpr uint32_t GROUP_ROWS = Shared<ROWS, COLS>::GROUP_ROWS, PRODUCTS = Shared<ROWS, COLS>::PRODUCTS;
+    constexpr uint32_t RUNS = Shared<ROWS, COLS>::RUNS, RUN = Shared<ROWS, COLS>::RUN;
     auto& results = shared.results[group * 4 + warp];
     uint32_t stage = 0, phase = 0;
 
@@ -108,27 +141,6 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
             }
             shared.bias[group][i] = args.bias ? load_float(args.bias, col, args.bias_float) : 0.0f;
         }
-        const float *x_scales[PRODUCTS][2], *col_scales;
-        Run x_run(args.x_scale_run), col_run(args.weight_scale_run);
-        if constexpr (BLOCK) {
-            col_scales = args.weight_scales +
-                         uint64_t(min(first_col, args.n - 1) / args.weight_scale_rows) * args.weight_scale_row;
-#pragma unroll
-            for (uint32_t i = 0; i < PRODUCTS * 2; i++) {
-                const uint32_t row = min(row_of(i / 2, i % 2), args.m - 1);
-                x_scales[i / 2][i % 2] = args.x_scales + uint64_t(row) * args.x_scale_row;
-            }
-        }
-        // Those of the next step, loaded a step ahead; past the end of K those of the last one.
-        auto part_scales = [&](bool last) {
-            PartScales<PRODUCTS> scales;
-            scales.col = col_scales[col_run.index];
-#pragma unroll
-            for (uint32_t i = 0; i < PRODUCTS * 2; i++) scales.row[i / 2][i % 2] = x_scales[i / 2][i % 2][x_run.index];
-            if (!last) x_run.advance(), col_run.advance();
-            return scales;
-        };
-
         float total[PRODUCTS][COLS / 2];
         if constexpr (FAST) {
             for (uint32_t step = 0; step < steps; step++) {
@@ -163,13 +175,8 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
 #pragma unroll
                 for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] = 0.0f;
             }
-            PartScales<PRODUCTS> scales, next;
-            if constexpr (BLOCK) next = part_scales(steps == 1);
+            PartScales<PRODUCTS> scales[RUNS];
             for (uint32_t step = 0; step < steps; step++) {
-                if constexpr (BLOCK) {
-                    scales = next;
-                    next = part_scales(step + 2 >= steps);
-                }
                 barrier_wait(shared_address(&shared.full[stage]), phase);
                 const uint64_t a = tile_descriptor(shared_address(shared.x[stage][group * GROUP_ROWS]));
                 const uint64_t b = tile_descriptor(shared_address(shared.weight[stage]));
@@ -183,13 +190,21 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
                         multiply<COLS>(part, a + half * (64 * DEPTH / 16) + 2 * k, b + 2 * k, k > 0);
                     }
                     products_commit();
+                    if (BLOCK && half == 0) {
+#pragma unroll
+                        for (uint32_t run = 0; run < RUNS; run++) {
+                            scales[run] = shared.part_scales[stage][run][group * 32 + warp * 8 + g];
+                        }
+                        __syncwarp(); // all lanes have theirs before one says that the stage is free
+                    }
                     products_wait<0>();
                     hold(part);
                     if (half == PRODUCTS - 1 && lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[stage]), lane);
                     if constexpr (BLOCK) {
-                        const float scale[2] = {scales.row[half][0] * scales.col, scales.row[half][1] * scales.col};
 #pragma unroll
-                        for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] += part[i] * scale[i / 2 % 2];
+                        for (uint32_t i = 0; i < COLS / 2; i++) {
+                            total[half][i] += part[i] * scales[i / 4 * 8 / RUN].row[half * 2 + i / 2 % 2];
+                        }
                     } else {
 #pragma unroll
                         for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] += part[i];
@@ -271,7 +286,7 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
         prefetch_map(&x);
         prefetch_map(&weight);
         for (uint32_t i = 0; i < shared.STAGES; i++) {
-            barrier_init(shared_address(&shared.full[i]), 1);
+            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + SUPPLIERS / 32 : 1);
             barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * PAIR); // warps
         }
         barrier_init_fence();
@@ -279,11 +294,18 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
     cluster_barrier();
     launch_dependents();
     wait_for_inputs();
+    // Of a thread. The three warpgroups start with 168 each: asking for more than that in all would wait forever.
+    constexpr uint32_t FEW_REGISTERS = BLOCK ? 72 : 40, REGISTERS = (3 * 168 - FEW_REGISTERS) / 2;
+    static_assert(FEW_REGISTERS % 8 == 0 && REGISTERS % 8 == 0);
     if (threadIdx.x < WARPGROUP) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0) produce(shared, args, x, weight, rank);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW_REGISTERS));
+        if (threadIdx.x == 0) {
+            produce(shared, args, x, weight, rank);
+        } else if (BLOCK && threadIdx.x >= WARPGROUP - SUPPLIERS) {
+            supply(shared, args, rank, threadIdx.x - (WARPGROUP - SUPPLIERS));
+        }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
         consume<ROWS, COLS, BLOCK, FAST>(shared, args, rank);
     }
     // The other block may still copy into this one's memory and arrive at its barriers.
@@ -303,7 +325,9 @@ LARGE(128, 128, , false, false)
 LARGE(128, 96, , false, false)
 LARGE(128, 64, , false, false)
 LARGE(256, 128, _block, true, false)
+LARGE(128, 192, _block, true, false)
 LARGE(128, 128, _block, true, false)
+LARGE(128, 96, _block, true, false)
 LARGE(128, 64, _block, true, false)
 LARGE(256, 128, _fast, false, true)
 LARGE(128, 192, _fast, false, true)

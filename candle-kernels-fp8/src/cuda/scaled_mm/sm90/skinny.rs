@@ -38,7 +38,7 @@ impl Sm90Skinny {
     }
 
     pub(in crate::cuda::scaled_mm) fn serves(self, args: &ScaledMm) -> bool {
-        in_boxes(args) && args.m <= if row_wise(args) { 32 } else { 16 }
+        in_boxes(args) && args.m <= 32
     }
 
     /// Tokens of an instruction.
@@ -56,7 +56,8 @@ impl Sm90Skinny {
             (8, false) => "scaled_mm_sm90_skinny_8_block",
             (16, true) => "scaled_mm_sm90_skinny_16",
             (16, false) => "scaled_mm_sm90_skinny_16_block",
-            _ => "scaled_mm_sm90_skinny_32",
+            (_, true) => "scaled_mm_sm90_skinny_32",
+            (_, false) => "scaled_mm_sm90_skinny_32_block",
         }
     }
 }
@@ -73,15 +74,18 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
     let tokens = Sm90Skinny::tokens(args);
     let [x, weight] = tensor_maps(args, tokens, config.rows)?;
     let kernel = Module::Sm90ScaledMmSkinny.kernel(Sm90Skinny::kernel(args))?;
-    // As device code lays it out: sums of two warpgroups for two tiles, scales, barriers; then the ring.
+    let of_rows = row_wise(args);
+    // As device code lays it out: sums of two warpgroups for two tiles, scales, barriers; then the ring, with scales of boxes
+    // where they change along K.
     let sums = 2 * 2 * tokens * (MOST_ROWS + 4) * 4;
     let before = (sums + tokens * 4 + 2 * MOST_STAGES * 8).next_multiple_of(ALIGNED) + ALIGNED;
-    let stage = BOXES * (config.rows + tokens) * DEPTH as u32;
+    let scales = if of_rows { 0 } else { (MOST_ROWS + tokens) * 4 };
+    let stage = BOXES * ((config.rows + tokens) * DEPTH as u32 + scales);
     // Even, so that each of the two warpgroups has stages of its own.
     let stages = ((SHARED - before) / stage / 2 * 2).min(MOST_STAGES);
     let launch = Launch {
         grid: [params.n.div_ceil(config.rows).min(gpu.processors), 1, 1],
-        threads: 288,
+        threads: if of_rows { 288 } else { 320 },
         shared: before + stages * stage,
         cluster: 1,
         dependent: args.dependent,

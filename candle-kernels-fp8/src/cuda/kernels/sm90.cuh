@@ -54,10 +54,13 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
                  : "memory");
 }
 
-// Copies four bytes to shared memory; `barrier_arrive_after_copies` says when they are there.
+// Copies four bytes to shared memory; the next two say when they are there.
 __device__ __forceinline__ void copy_float(uint32_t to, const float* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }
+
+// Waits for all that this thread has copied so far.
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Arrives when all that this thread has copied so far is there.
 __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
@@ -90,6 +93,12 @@ __device__ __forceinline__ uint32_t cluster_rank() {
 
 __device__ __forceinline__ void cluster_barrier() {
     asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The same for threads that have written nothing that other blocks read, apart from barriers that `barrier_init_fence`
+// made visible: without the wait for all writes to memory that a release is.
+__device__ __forceinline__ void cluster_barrier_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
 // --- Bulk tensor copies ---

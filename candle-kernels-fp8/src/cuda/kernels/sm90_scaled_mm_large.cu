@@ -37,7 +37,7 @@ struct Shared {
     alignas(1024) uint8_t weight[STAGES][COLS][DEPTH];
     alignas(16) uint16_t results[CONSUMERS * 4][16][PART + PAD]; // of a warp: 16 rows
     PartScales<PRODUCTS> part_scales[STAGES][RUNS][SUPPLIERS];
-    float scales[CONSUMERS][COLS], bias[CONSUMERS][COLS];
+    float scales[CONSUMERS][COLS], bias[CONSUMERS][COLS], row_scales[CONSUMERS][GROUP_ROWS];
     uint64_t full[STAGES], empty[STAGES];
 };
 
@@ -78,6 +78,11 @@ __device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const Scaled
             copy_tile(shared_address(shared.weight[stage]), &weight, step * DEPTH, first_col, full);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
+    }
+    // The block stays until the other one has freed all stages here: nobody arrives at the barriers of a block that is gone.
+    for (uint32_t i = 0; i < STAGES; i++) {
+        barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
+        if (++stage == STAGES) stage = 0, phase ^= 1;
     }
 }
 
@@ -137,9 +142,14 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
         for (uint32_t i = thread; i < COLS; i += WARPGROUP) {
             const uint32_t col = min(first_col + i, args.n - 1);
             if constexpr (!BLOCK) {
-                shared.scales[group][i] = weight_scale(args, col, 0);
+                const uint64_t at = uint64_t(quotient(col, args.weight_scale_rows)) * args.weight_scale_row;
+                copy_float(shared_address(&shared.scales[group][i]), args.weight_scales + at);
             }
             shared.bias[group][i] = args.bias ? load_float(args.bias, col, args.bias_float) : 0.0f;
+        }
+        if (!BLOCK && thread < GROUP_ROWS) {
+            const uint64_t at = uint64_t(min(first_row + thread, args.m - 1)) * args.x_scale_row;
+            copy_float(shared_address(&shared.row_scales[group][thread]), args.x_scales + at);
         }
         float total[PRODUCTS][COLS / 2];
         if constexpr (FAST) {
@@ -175,53 +185,99 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
 #pragma unroll
                 for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] = 0.0f;
             }
-            PartScales<PRODUCTS> scales[RUNS];
-            for (uint32_t step = 0; step < steps; step++) {
-                barrier_wait(shared_address(&shared.full[stage]), phase);
+            struct Part {
+                float sums[COLS / 2];
+                PartScales<PRODUCTS> scales[RUNS];
+            };
+            auto load_scales = [&](PartScales<PRODUCTS> (&scales)[RUNS]) {
+#pragma unroll
+                for (uint32_t run = 0; run < RUNS; run++) {
+                    scales[run] = shared.part_scales[stage][run][group * 32 + warp * 8 + g];
+                }
+                __syncwarp(); // all lanes have theirs before one says that the stage is free
+            };
+            auto multiply_half = [&](float (&sums)[COLS / 2], uint32_t half) {
                 const uint64_t a = tile_descriptor(shared_address(shared.x[stage][group * GROUP_ROWS]));
                 const uint64_t b = tile_descriptor(shared_address(shared.weight[stage]));
+                hold(sums);
+                products_fence();
 #pragma unroll
-                for (uint32_t half = 0; half < PRODUCTS; half++) {
-                    float part[COLS / 2];
-                    hold(part);
-                    products_fence();
+                for (uint32_t k = 0; k < 4; k++) {
+                    multiply<COLS>(sums, a + half * (64 * DEPTH / 16) + 2 * k, b + 2 * k, k > 0);
+                }
+                products_commit();
+            };
+            auto add = [&](const float (&sums)[COLS / 2], const PartScales<PRODUCTS> (&scales)[RUNS], uint32_t half) {
 #pragma unroll
-                    for (uint32_t k = 0; k < 4; k++) {
-                        multiply<COLS>(part, a + half * (64 * DEPTH / 16) + 2 * k, b + 2 * k, k > 0);
-                    }
-                    products_commit();
-                    if (BLOCK && half == 0) {
-#pragma unroll
-                        for (uint32_t run = 0; run < RUNS; run++) {
-                            scales[run] = shared.part_scales[stage][run][group * 32 + warp * 8 + g];
-                        }
-                        __syncwarp(); // all lanes have theirs before one says that the stage is free
-                    }
-                    products_wait<0>();
-                    hold(part);
-                    if (half == PRODUCTS - 1 && lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[stage]), lane);
+                for (uint32_t i = 0; i < COLS / 2; i++) {
                     if constexpr (BLOCK) {
-#pragma unroll
-                        for (uint32_t i = 0; i < COLS / 2; i++) {
-                            total[half][i] += part[i] * scales[i / 4 * 8 / RUN].row[half * 2 + i / 2 % 2];
-                        }
+                        total[half][i] += sums[i] * scales[i / 4 * 8 / RUN].row[half * 2 + i / 2 % 2];
                     } else {
-#pragma unroll
-                        for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] += part[i];
+                        total[half][i] += sums[i];
                     }
                 }
-                if (++stage == STAGES) stage = 0, phase ^= 1;
+            };
+            auto free_stage = [&](uint32_t of) {
+                if (lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[of]), lane);
+            };
+            if constexpr (PRODUCTS == 1 && COLS <= 128) {
+                // Registers are left for two parts: the tensor cores have the next one's products while one is added.
+                Part parts[2];
+                auto begin = [&](Part& part) {
+                    barrier_wait(shared_address(&shared.full[stage]), phase);
+                    multiply_half(part.sums, 0);
+                    if constexpr (BLOCK) load_scales(part.scales);
+                    if (++stage == STAGES) stage = 0, phase ^= 1;
+                };
+                auto finish = [&](Part& part, uint32_t begun) {
+                    hold(part.sums);
+                    free_stage(stage >= begun ? stage - begun : stage + STAGES - begun);
+                    add(part.sums, part.scales, 0);
+                };
+                begin(parts[0]);
+                uint32_t left = steps - 1;
+                for (; left >= 2; left -= 2) {
+#pragma unroll
+                    for (uint32_t i = 0; i < 2; i++) {
+                        begin(parts[1 - i]);
+                        products_wait<1>();
+                        finish(parts[i], 2);
+                    }
+                }
+                if (left == 1) {
+                    begin(parts[1]);
+                    products_wait<1>();
+                    finish(parts[0], 2);
+                    products_wait<0>();
+                    finish(parts[1], 1);
+                } else {
+                    products_wait<0>();
+                    finish(parts[0], 1);
+                }
+            } else {
+                Part part;
+                for (uint32_t step = 0; step < steps; step++) {
+                    barrier_wait(shared_address(&shared.full[stage]), phase);
+#pragma unroll
+                    for (uint32_t half = 0; half < PRODUCTS; half++) {
+                        multiply_half(part.sums, half);
+                        if (BLOCK && half == 0) load_scales(part.scales);
+                        products_wait<0>();
+                        hold(part.sums);
+                        if (half == PRODUCTS - 1) free_stage(stage);
+                        add(part.sums, part.scales, half);
+                    }
+                    if (++stage == STAGES) stage = 0, phase ^= 1;
+                }
             }
         }
 
-        named_barrier(1 + group, WARPGROUP); // scales and bias of all columns are there
+        copies_wait();
+        named_barrier(1 + group, WARPGROUP); // scales and bias of all rows and columns are there
 #pragma unroll
         for (uint32_t half = 0; half < PRODUCTS; half++) {
             float row_scale[2];
-            for (uint32_t c = 0; c < 2; c++) {
-                const uint32_t row = min(row_of(half, c), args.m - 1);
-                row_scale[c] = BLOCK ? 1.0f : x_scale(args, row, 0);
-            }
+            for (uint32_t c = 0; c < 2; c++) row_scale[c] = shared.row_scales[group][half * 64 + warp * 16 + c * 8 + g];
             auto result = [&](uint32_t i, uint32_t col) {
                 float sum = total[half][i];
                 if constexpr (!BLOCK) sum *= row_scale[i / 2 % 2] * shared.scales[group][col];
@@ -291,7 +347,7 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
         }
         barrier_init_fence();
     }
-    cluster_barrier();
+    cluster_barrier_relaxed();
     launch_dependents();
     wait_for_inputs();
     // Of a thread. The three warpgroups start with 168 each: asking for more than that in all would wait forever.
@@ -308,8 +364,6 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
         consume<ROWS, COLS, BLOCK, FAST>(shared, args, rank);
     }
-    // The other block may still copy into this one's memory and arrive at its barriers.
-    cluster_barrier();
 }
 
 #define LARGE(ROWS, COLS, SUFFIX, BLOCK, FAST)                                                                              \

@@ -1,16 +1,23 @@
-// Products with at most 32 rows of activations, on Hopper: bound by the bytes of the weight.
+// Products with at most 64 rows of activations, on Hopper: bound by the bytes of the weight.
 //
 // A block takes tiles of `rows` output features, at most 64, over all of K, so many that every multiprocessor gets about
 // the same number of bytes. One warp copies the tile in boxes of 128 codes along K, with the activations beside them, into
 // a ring; two warpgroups take turns with its stages. The weight is the left factor of the instruction, whose 64 rows may
 // reach past the box into whatever lies behind it: sums of those rows are not stored. Where scales change along K, one more
-// warp copies them into the ring.
+// warp copies them into the ring. Activations of more than 32 tokens are shared by pairs of blocks, each of which copies half
+// of them into the shared memory of both: the L2 cache could not give all of them to every multiprocessor.
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
 
-constexpr uint32_t DEPTH = 128, BOXES = 4, CONSUMERS = 2, WARPGROUP = 128, MOST_STAGES = 16, MOST_ROWS = 64;
+constexpr uint32_t DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128, MOST_STAGES = 16, MOST_ROWS = 64;
 constexpr uint32_t PRODUCER = CONSUMERS * WARPGROUP;
+
+// Boxes of a stage, and blocks that share activations.
+template <uint32_t TOKENS>
+constexpr uint32_t BOXES = TOKENS <= 32 ? 4 : 2;
+template <uint32_t TOKENS>
+constexpr uint32_t BLOCKS = TOKENS <= 32 ? 1 : 2;
 
 // With a warp that copies tiles and one that copies scales.
 template <bool BLOCK>
@@ -18,7 +25,8 @@ constexpr uint32_t THREADS = PRODUCER + (BLOCK ? 64 : 32);
 
 template <uint32_t TOKENS>
 struct alignas(1024) Shared {
-    float sums[2][CONSUMERS][TOKENS][MOST_ROWS + 4]; // of a tile and the one after it; padded against bank conflicts
+    static constexpr uint32_t TILES = TOKENS <= 32 ? 2 : 1;
+    float sums[TILES][CONSUMERS][TOKENS][MOST_ROWS + 4]; // of a tile and the one after it; padded against bank conflicts
     float token_scales[TOKENS];
     uint64_t full[MOST_STAGES], empty[MOST_STAGES];
 };
@@ -27,6 +35,7 @@ struct alignas(1024) Shared {
 // they change along K, scales of boxes: of MOST_ROWS features and of tokens.
 template <uint32_t TOKENS>
 struct Ring {
+    static constexpr uint32_t BOXES = ::BOXES<TOKENS>;
     uint32_t first, rows, stages;
 
     __device__ __forceinline__ uint32_t weight(uint32_t stage, uint32_t box) const {
@@ -40,18 +49,21 @@ struct Ring {
     }
 };
 
-// What a block does: all tiles from `first` on, `step` apart, each in `turns` of BOXES boxes.
+// What a block does: all tiles from `first` on, `step` apart, each in `turns` of BOXES boxes. Blocks that share activations
+// do as many as each other: the last tile may be one that is not there, of zeros.
 struct Work {
     uint32_t first, step, end, boxes, turns;
 
-    __device__ __forceinline__ Work(const ScaledMm& args, uint32_t rows)
-        : first(blockIdx.x), step(gridDim.x), end((args.n + rows - 1) / rows), boxes((args.k + DEPTH - 1) / DEPTH),
-          turns((boxes + BOXES - 1) / BOXES) {}
+    __device__ __forceinline__ Work(const ScaledMm& args, uint32_t rows, uint32_t boxes_of_turn, uint32_t sharing)
+        : first(blockIdx.x), step(gridDim.x), end((args.n + rows * sharing - 1) / (rows * sharing) * sharing),
+          boxes((args.k + DEPTH - 1) / DEPTH), turns((boxes + boxes_of_turn - 1) / boxes_of_turn) {}
 };
 
 template <uint32_t TOKENS>
 __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const Work& work, const CUtensorMap& x,
                                         const CUtensorMap& weight, const Ring<TOKENS>& ring, bool dependent) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS>, SHARE = TOKENS / BLOCKS<TOKENS>;
+    const uint32_t rank = blockIdx.x % BLOCKS<TOKENS>;
     auto full = [&](uint32_t stage) { return shared_address(&shared.full[stage]); };
     auto copy_weight = [&](uint32_t stage, uint32_t tile, uint32_t turn) {
         const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
@@ -63,7 +75,12 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const Work& work
     auto copy_x = [&](uint32_t stage, uint32_t turn) {
         const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
         for (uint32_t box = 0; box < boxes; box++) {
-            copy_tile(ring.x(stage, box), &x, (turn * BOXES + box) * DEPTH, 0, full(stage));
+            const uint32_t to = ring.x(stage, box) + rank * SHARE * DEPTH, k = (turn * BOXES + box) * DEPTH;
+            if constexpr (BLOCKS<TOKENS> == 1) {
+                copy_tile(to, &x, k, 0, full(stage));
+            } else {
+                copy_tile_to(to, &x, k, rank * SHARE, full(stage), (1 << BLOCKS<TOKENS>) - 1);
+            }
         }
     };
     // Weights are there already; activations may still be in the making. Where they are not, they go along with the
@@ -86,25 +103,31 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const Work& work
             if (++stage == ring.stages) stage = 0, lap++;
         }
     }
+    // The block stays until others have freed all stages here: nobody arrives at the barriers of a block that is gone.
+    for (uint32_t i = 0; BLOCKS<TOKENS> > 1 && i < ring.stages; i++) {
+        if (lap > 0) barrier_wait(shared_address(&shared.empty[stage]), (lap - 1) % 2);
+        if (++stage == ring.stages) stage = 0, lap++;
+    }
 }
 
-// Copies scales into the ring. A lane is one of eight rows, of which it takes each eighth, and one of four boxes.
+// Copies scales into the ring. A lane takes one of the boxes, and each LANE_ROWSth row.
 template <uint32_t TOKENS>
 __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
                                        const Ring<TOKENS>& ring) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS>, LANE_ROWS = 32 / BOXES;
     const uint32_t row = threadIdx.x % 32 / BOXES, box = threadIdx.x % BOXES;
     wait_for_inputs();
     uint32_t stage = 0, lap = 0;
     for (uint32_t tile = work.first; tile < work.end; tile += work.step) {
-        const float *of_rows[MOST_ROWS / 8], *of_tokens[TOKENS / 8];
+        const float *of_rows[MOST_ROWS / LANE_ROWS], *of_tokens[TOKENS / LANE_ROWS];
 #pragma unroll
-        for (uint32_t i = 0; i < MOST_ROWS / 8; i++) {
-            const uint32_t feature = min(tile * ring.rows + i * 8 + row, args.n - 1);
+        for (uint32_t i = 0; i < MOST_ROWS / LANE_ROWS; i++) {
+            const uint32_t feature = min(tile * ring.rows + i * LANE_ROWS + row, args.n - 1);
             of_rows[i] = args.weight_scales + uint64_t(quotient(feature, args.weight_scale_rows)) * args.weight_scale_row;
         }
 #pragma unroll
-        for (uint32_t i = 0; i < TOKENS / 8; i++) {
-            of_tokens[i] = args.x_scales + uint64_t(min(i * 8 + row, args.m - 1)) * args.x_scale_row;
+        for (uint32_t i = 0; i < TOKENS / LANE_ROWS; i++) {
+            of_tokens[i] = args.x_scales + uint64_t(min(i * LANE_ROWS + row, args.m - 1)) * args.x_scale_row;
         }
         for (uint32_t turn = 0; turn < work.turns; turn++) {
             if (lap > 0) barrier_wait(shared_address(&shared.empty[stage]), (lap - 1) % 2);
@@ -112,11 +135,13 @@ __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& a
             const uint32_t k = min(turn * BOXES + box, work.boxes - 1) * DEPTH, to = ring.scales(stage, box) + row * 4;
             const uint32_t row_at = quotient(k, args.weight_scale_run), token_at = quotient(k, args.x_scale_run);
 #pragma unroll
-            for (uint32_t i = 0; i < MOST_ROWS / 8; i++) {
-                if (i * 8 < ring.rows) copy_float(to + i * 32, of_rows[i] + row_at);
+            for (uint32_t i = 0; i < MOST_ROWS / LANE_ROWS; i++) {
+                if (i * LANE_ROWS < ring.rows) copy_float(to + i * LANE_ROWS * 4, of_rows[i] + row_at);
             }
 #pragma unroll
-            for (uint32_t i = 0; i < TOKENS / 8; i++) copy_float(to + (MOST_ROWS + i * 8) * 4, of_tokens[i] + token_at);
+            for (uint32_t i = 0; i < TOKENS / LANE_ROWS; i++) {
+                copy_float(to + (MOST_ROWS + i * LANE_ROWS) * 4, of_tokens[i] + token_at);
+            }
             barrier_arrive_after_copies(shared_address(&shared.full[stage]));
             if (++stage == ring.stages) stage = 0, lap++;
         }
@@ -126,6 +151,7 @@ __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& a
 template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
                                         const Ring<TOKENS>& ring) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS>;
     // The same in all lanes, as the compiler sees by this.
     const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0), thread = threadIdx.x % WARPGROUP;
     const uint32_t warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
@@ -175,7 +201,11 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
             }
             products_wait<0>();
             if constexpr (BLOCK) __syncwarp(); // all lanes have their scales
-            if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+            if constexpr (BLOCKS<TOKENS> == 1) {
+                if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+            } else {
+                if (lane < BLOCKS<TOKENS>) barrier_arrive_at(shared_address(&shared.empty[stage]), lane);
+            }
 #pragma unroll
             for (uint32_t box = 0; box < BOXES; box++) {
                 hold(parts[box]);
@@ -196,7 +226,8 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
         }
         turn -= work.turns;
 
-        auto& sums = shared.sums[parity];
+        if (shared.TILES == 1) named_barrier(1, CONSUMERS * WARPGROUP); // the last tile's are not needed any more
+        auto& sums = shared.sums[parity % shared.TILES];
         parity ^= 1;
 #pragma unroll
         for (uint32_t i = 0; i < TOKENS / 2; i++) {
@@ -224,13 +255,18 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
         prefetch_map(&x);
         for (uint32_t i = 0; i < stages; i++) {
             barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + 32 : 1);
-            barrier_init(shared_address(&shared.empty[i]), 4); // warps
+            barrier_init(shared_address(&shared.empty[i]), 4 * BLOCKS<TOKENS>); // warps
         }
         barrier_init_fence();
     }
-    __syncthreads();
+    if constexpr (BLOCKS<TOKENS> == 1) {
+        __syncthreads();
+    } else {
+        __syncwarp();
+        cluster_barrier_relaxed();
+    }
     launch_dependents();
-    const Work work(args, rows);
+    const Work work(args, rows, BOXES<TOKENS>, BLOCKS<TOKENS>);
     if (threadIdx.x < PRODUCER) {
         consume<TOKENS, BLOCK>(shared, args, work, ring);
     } else if (threadIdx.x == PRODUCER) {
@@ -250,6 +286,8 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
 SKINNY(8, , false)
 SKINNY(16, , false)
 SKINNY(32, , false)
+SKINNY(64, , false)
 SKINNY(8, _block, true)
 SKINNY(16, _block, true)
 SKINNY(32, _block, true)
+SKINNY(64, _block, true)

@@ -248,8 +248,8 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
             }
         }
     }
-    // Other blocks may still read this one's sums.
-    if (blocks > 1) cluster_barrier();
+    // Other blocks may still read this one's sums; what this block read of theirs is here.
+    if (blocks > 1) cluster_barrier_relaxed();
 }
 
 #define SMALL(COLS, SUFFIX, BLOCK)                                                                                     \

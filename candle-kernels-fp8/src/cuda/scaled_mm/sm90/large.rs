@@ -50,7 +50,7 @@ impl Sm90Large {
         // A tile whose features are no part of 128 meets blocks of 128 in three runs.
         let runs = if 128 % self.features == 0 { 1 } else { 3 };
         let part_scales = self.stages() * runs * self.tokens * 4;
-        let scales = 4 * self.features * 4;
+        let scales = (4 * self.features + self.tokens) * 4;
         (ring + results + part_scales + scales + self.stages() * 16).next_multiple_of(ALIGNED)
             + ALIGNED
     }

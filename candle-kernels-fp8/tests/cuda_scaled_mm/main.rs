@@ -147,7 +147,14 @@ fn tiles_follow_each_other() {
     let Some(device) = Device::get() else { return };
     let mut report = Report::default();
     let mut seed = 4000;
-    for (m, n) in [(3, 9000), (12, 9000), (30, 9000), (50, 9000), (150, 2600), (1100, 4200)] {
+    for (m, n) in [
+        (3, 9000),
+        (12, 9000),
+        (30, 9000),
+        (50, 9000),
+        (150, 2600),
+        (1100, 4200),
+    ] {
         for (layout, scaling) in [
             (ScaleLayout::Channel, Scaling::Token),
             (cases::OF_VALUES[1], Scaling::Group(128)),

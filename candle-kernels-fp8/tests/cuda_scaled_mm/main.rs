@@ -140,6 +140,41 @@ fn every_size() {
     report.finish("every size");
 }
 
+/// Products of more tiles than multiprocessors, for kernels whose blocks stay and take one tile after the other: what a ring
+/// holds of the last tile must not get into the next. Five and a bit steps along K start each tile at another stage.
+#[test]
+fn tiles_follow_each_other() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    let mut seed = 4000;
+    for (m, n) in [
+        (3, 9000),
+        (12, 9000),
+        (30, 9000),
+        (50, 9000),
+        (150, 2600),
+        (1100, 4200),
+    ] {
+        for (layout, scaling) in [
+            (ScaleLayout::Channel, Scaling::Token),
+            (cases::OF_VALUES[1], Scaling::Group(128)),
+            (ScaleLayout::Channel, Scaling::Group(384)),
+            (
+                ScaleLayout::Block {
+                    rows: 256,
+                    cols: 384,
+                },
+                Scaling::Token,
+            ),
+        ] {
+            seed += 1;
+            let problem = cases::problem((m, n, 656), layout, scaling, None, seed);
+            report.check(&device, "tiles", &problem);
+        }
+    }
+    report.finish("tiles that follow each other");
+}
+
 /// Each code in each place that matters, subnormals and NaN included, against an activation of 1: exact.
 #[test]
 fn every_code_everywhere() {

@@ -3,17 +3,32 @@
 // A pair of blocks computes ROWS tokens times 2 COLS output features, COLS a block: both need the same activations, so each
 // copies half of them into the shared memory of both. A block's first warpgroup copies tiles of 128 codes along K into a
 // ring; the other two multiply half of the tokens each, 64 at a time: the tensor cores keep few bits of a sum, so after 128
-// products it is added to the total in registers, while the other warpgroup multiplies.
+// products it is added to the total in registers, while the other warpgroup multiplies. Where scales change along K, two
+// more warps of the first warpgroup put them beside the tiles, and sums are multiplied by them on their way to the total.
 // Blocks stay and take tile after tile; tiles that are computed at the same time share rows and columns, for the L2 cache.
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
+#include "sm90_scales.cuh"
 
 constexpr uint32_t DEPTH = 128, PAIR = 2, GROUP = 2048; // GROUP: tokens whose tiles are computed together
 constexpr uint32_t CONSUMERS = 2, WARPGROUP = 128;
+constexpr uint32_t SUPPLIERS = CONSUMERS * 32; // threads that load scales: one for the four that hold the same rows
 
+// A supplier's scales of a step: of its rows of each product.
+template <uint32_t PRODUCTS>
+struct alignas(8 * PRODUCTS) PartScales {
+    float row[PRODUCTS * 2];
+};
+
+// The tile is of ROWS tokens and COLS output features.
 template <uint32_t ROWS, uint32_t COLS>
 struct Shared {
+    // 64 rows of a consumer at a time.
+    static constexpr uint32_t GROUP_ROWS = ROWS / CONSUMERS, PRODUCTS = GROUP_ROWS / 64;
+    // Features of a run share a scale where blocks of 128 do: tiles start at multiples of COLS.
+    static constexpr uint32_t RUNS = 128 % COLS == 0 ? 1 : 3, RUN = COLS / RUNS;
+    static_assert(128 % RUN == 0);
     // What is left of 227 KiB.
     static constexpr uint32_t STAGES = ROWS + COLS > 288 ? 4 : ROWS + COLS > 256 ? 5 : ROWS + COLS > 192 ? 6 : 8;
     static constexpr uint32_t PART = COLS / 2; // of the columns, stored at a time
@@ -21,7 +36,8 @@ struct Shared {
     alignas(1024) uint8_t x[STAGES][ROWS][DEPTH];
     alignas(1024) uint8_t weight[STAGES][COLS][DEPTH];
     alignas(16) uint16_t results[CONSUMERS * 4][16][PART + PAD]; // of a warp: 16 rows
-    float scales[CONSUMERS][COLS], bias[CONSUMERS][COLS];
+    PartScales<PRODUCTS> part_scales[STAGES][RUNS][SUPPLIERS];
+    float scales[CONSUMERS][COLS], bias[CONSUMERS][COLS], row_scales[CONSUMERS][GROUP_ROWS];
     uint64_t full[STAGES], empty[STAGES];
 };
 
@@ -63,23 +79,44 @@ __device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const Scaled
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
     }
+    // The block stays until the other one has freed all stages here: nobody arrives at the barriers of a block that is gone.
+    for (uint32_t i = 0; i < STAGES; i++) {
+        barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
 }
 
-// Which scale of a row belongs to a step along K; asked for step after step.
-struct Run {
-    uint32_t length, index = 0, passed = 0; // steps
-
-    __device__ __forceinline__ explicit Run(uint32_t run) : length((run + DEPTH - 1) / DEPTH) {}
-    __device__ __forceinline__ void advance() {
-        if (++passed == length) passed = 0, index++;
+// Puts scales into the ring. A supplier's are those of a group's threads that hold its rows of sums.
+template <uint32_t ROWS, uint32_t COLS>
+__device__ __forceinline__ void supply(Shared<ROWS, COLS>& shared, const ScaledMm& args, uint32_t rank,
+                                       uint32_t supplier) {
+    using Ring = Shared<ROWS, COLS>;
+    const Tiles<ROWS, COLS> tiles(args);
+    const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
+    uint32_t stage = 0, phase = 0;
+    for (uint32_t tile = blockIdx.x / PAIR; tile < tiles.count(); tile += gridDim.x / PAIR) {
+        uint32_t row, pair, rows[Ring::PRODUCTS * 2];
+        tiles.place(tile, row, pair);
+        const uint32_t first_row = row * ROWS + supplier / 32 * Ring::GROUP_ROWS + supplier / 8 % 4 * 16 + supplier % 8;
+#pragma unroll
+        for (uint32_t i = 0; i < Ring::PRODUCTS * 2; i++) rows[i] = first_row + i / 2 * 64 + i % 2 * 8;
+        const uint32_t first_col = (pair * PAIR + rank) * COLS;
+        auto give = [&](const float (&scales)[Ring::RUNS][Ring::PRODUCTS * 2]) {
+            barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
+#pragma unroll
+            for (uint32_t run = 0; run < Ring::RUNS; run++) {
+                PartScales<Ring::PRODUCTS> part;
+#pragma unroll
+                for (uint32_t i = 0; i < Ring::PRODUCTS * 2; i++) part.row[i] = scales[run][i];
+                shared.part_scales[stage][run][supplier] = part;
+            }
+            __syncwarp();
+            if (supplier % 32 == 0) barrier_arrive(shared_address(&shared.full[stage]));
+            if (++stage == Ring::STAGES) stage = 0, phase ^= 1;
+        };
+        supply_scales<4, false, Ring::RUNS>(args, rows, first_col, Ring::RUN, 0, steps, give);
     }
-};
-
-// The scales of a thread's rows, two of each product, and of the columns, for one part of K.
-template <uint32_t PRODUCTS>
-struct PartScales {
-    float row[PRODUCTS][2], col;
-};
+}
 
 template <uint32_t ROWS, uint32_t COLS, bool BLOCK, bool FAST>
 __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const ScaledMm& args, uint32_t rank) {
@@ -89,7 +126,8 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
     const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP - 1, 0), thread = threadIdx.x % WARPGROUP;
     const uint32_t warp = thread / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     constexpr uint32_t STAGES = Shared<ROWS, COLS>::STAGES, PART = Shared<ROWS, COLS>::PART;
-    constexpr uint32_t GROUP_ROWS = ROWS / CONSUMERS, PRODUCTS = GROUP_ROWS / 64;
+    constexpr uint32_t GROUP_ROWS = Shared<ROWS, COLS>::GROUP_ROWS, PRODUCTS = Shared<ROWS, COLS>::PRODUCTS;
+    constexpr uint32_t RUNS = Shared<ROWS, COLS>::RUNS, RUN = Shared<ROWS, COLS>::RUN;
     auto& results = shared.results[group * 4 + warp];
     uint32_t stage = 0, phase = 0;
 
@@ -104,31 +142,15 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
         for (uint32_t i = thread; i < COLS; i += WARPGROUP) {
             const uint32_t col = min(first_col + i, args.n - 1);
             if constexpr (!BLOCK) {
-                shared.scales[group][i] = weight_scale(args, col, 0);
+                const uint64_t at = uint64_t(quotient(col, args.weight_scale_rows)) * args.weight_scale_row;
+                copy_float(shared_address(&shared.scales[group][i]), args.weight_scales + at);
             }
             shared.bias[group][i] = args.bias ? load_float(args.bias, col, args.bias_float) : 0.0f;
         }
-        const float *x_scales[PRODUCTS][2], *col_scales;
-        Run x_run(args.x_scale_run), col_run(args.weight_scale_run);
-        if constexpr (BLOCK) {
-            col_scales = args.weight_scales +
-                         uint64_t(min(first_col, args.n - 1) / args.weight_scale_rows) * args.weight_scale_row;
-#pragma unroll
-            for (uint32_t i = 0; i < PRODUCTS * 2; i++) {
-                const uint32_t row = min(row_of(i / 2, i % 2), args.m - 1);
-                x_scales[i / 2][i % 2] = args.x_scales + uint64_t(row) * args.x_scale_row;
-            }
+        if (!BLOCK && thread < GROUP_ROWS) {
+            const uint64_t at = uint64_t(min(first_row + thread, args.m - 1)) * args.x_scale_row;
+            copy_float(shared_address(&shared.row_scales[group][thread]), args.x_scales + at);
         }
-        // Those of the next step, loaded a step ahead; past the end of K those of the last one.
-        auto part_scales = [&](bool last) {
-            PartScales<PRODUCTS> scales;
-            scales.col = col_scales[col_run.index];
-#pragma unroll
-            for (uint32_t i = 0; i < PRODUCTS * 2; i++) scales.row[i / 2][i % 2] = x_scales[i / 2][i % 2][x_run.index];
-            if (!last) x_run.advance(), col_run.advance();
-            return scales;
-        };
-
         float total[PRODUCTS][COLS / 2];
         if constexpr (FAST) {
             for (uint32_t step = 0; step < steps; step++) {
@@ -163,50 +185,99 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
 #pragma unroll
                 for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] = 0.0f;
             }
-            PartScales<PRODUCTS> scales, next;
-            if constexpr (BLOCK) next = part_scales(steps == 1);
-            for (uint32_t step = 0; step < steps; step++) {
-                if constexpr (BLOCK) {
-                    scales = next;
-                    next = part_scales(step + 2 >= steps);
+            struct Part {
+                float sums[COLS / 2];
+                PartScales<PRODUCTS> scales[RUNS];
+            };
+            auto load_scales = [&](PartScales<PRODUCTS> (&scales)[RUNS]) {
+#pragma unroll
+                for (uint32_t run = 0; run < RUNS; run++) {
+                    scales[run] = shared.part_scales[stage][run][group * 32 + warp * 8 + g];
                 }
-                barrier_wait(shared_address(&shared.full[stage]), phase);
+                __syncwarp(); // all lanes have theirs before one says that the stage is free
+            };
+            auto multiply_half = [&](float (&sums)[COLS / 2], uint32_t half) {
                 const uint64_t a = tile_descriptor(shared_address(shared.x[stage][group * GROUP_ROWS]));
                 const uint64_t b = tile_descriptor(shared_address(shared.weight[stage]));
+                hold(sums);
+                products_fence();
 #pragma unroll
-                for (uint32_t half = 0; half < PRODUCTS; half++) {
-                    float part[COLS / 2];
-                    hold(part);
-                    products_fence();
+                for (uint32_t k = 0; k < 4; k++) {
+                    multiply<COLS>(sums, a + half * (64 * DEPTH / 16) + 2 * k, b + 2 * k, k > 0);
+                }
+                products_commit();
+            };
+            auto add = [&](const float (&sums)[COLS / 2], const PartScales<PRODUCTS> (&scales)[RUNS], uint32_t half) {
 #pragma unroll
-                    for (uint32_t k = 0; k < 4; k++) {
-                        multiply<COLS>(part, a + half * (64 * DEPTH / 16) + 2 * k, b + 2 * k, k > 0);
-                    }
-                    products_commit();
-                    products_wait<0>();
-                    hold(part);
-                    if (half == PRODUCTS - 1 && lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[stage]), lane);
+                for (uint32_t i = 0; i < COLS / 2; i++) {
                     if constexpr (BLOCK) {
-                        const float scale[2] = {scales.row[half][0] * scales.col, scales.row[half][1] * scales.col};
-#pragma unroll
-                        for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] += part[i] * scale[i / 2 % 2];
+                        total[half][i] += sums[i] * scales[i / 4 * 8 / RUN].row[half * 2 + i / 2 % 2];
                     } else {
-#pragma unroll
-                        for (uint32_t i = 0; i < COLS / 2; i++) total[half][i] += part[i];
+                        total[half][i] += sums[i];
                     }
                 }
-                if (++stage == STAGES) stage = 0, phase ^= 1;
+            };
+            auto free_stage = [&](uint32_t of) {
+                if (lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[of]), lane);
+            };
+            if constexpr (PRODUCTS == 1 && COLS <= 128) {
+                // Registers are left for two parts: the tensor cores have the next one's products while one is added.
+                Part parts[2];
+                auto begin = [&](Part& part) {
+                    barrier_wait(shared_address(&shared.full[stage]), phase);
+                    multiply_half(part.sums, 0);
+                    if constexpr (BLOCK) load_scales(part.scales);
+                    if (++stage == STAGES) stage = 0, phase ^= 1;
+                };
+                auto finish = [&](Part& part, uint32_t begun) {
+                    hold(part.sums);
+                    free_stage(stage >= begun ? stage - begun : stage + STAGES - begun);
+                    add(part.sums, part.scales, 0);
+                };
+                begin(parts[0]);
+                uint32_t left = steps - 1;
+                for (; left >= 2; left -= 2) {
+#pragma unroll
+                    for (uint32_t i = 0; i < 2; i++) {
+                        begin(parts[1 - i]);
+                        products_wait<1>();
+                        finish(parts[i], 2);
+                    }
+                }
+                if (left == 1) {
+                    begin(parts[1]);
+                    products_wait<1>();
+                    finish(parts[0], 2);
+                    products_wait<0>();
+                    finish(parts[1], 1);
+                } else {
+                    products_wait<0>();
+                    finish(parts[0], 1);
+                }
+            } else {
+                Part part;
+                for (uint32_t step = 0; step < steps; step++) {
+                    barrier_wait(shared_address(&shared.full[stage]), phase);
+#pragma unroll
+                    for (uint32_t half = 0; half < PRODUCTS; half++) {
+                        multiply_half(part.sums, half);
+                        if (BLOCK && half == 0) load_scales(part.scales);
+                        products_wait<0>();
+                        hold(part.sums);
+                        if (half == PRODUCTS - 1) free_stage(stage);
+                        add(part.sums, part.scales, half);
+                    }
+                    if (++stage == STAGES) stage = 0, phase ^= 1;
+                }
             }
         }
 
-        named_barrier(1 + group, WARPGROUP); // scales and bias of all columns are there
+        copies_wait();
+        named_barrier(1 + group, WARPGROUP); // scales and bias of all rows and columns are there
 #pragma unroll
         for (uint32_t half = 0; half < PRODUCTS; half++) {
             float row_scale[2];
-            for (uint32_t c = 0; c < 2; c++) {
-                const uint32_t row = min(row_of(half, c), args.m - 1);
-                row_scale[c] = BLOCK ? 1.0f : x_scale(args, row, 0);
-            }
+            for (uint32_t c = 0; c < 2; c++) row_scale[c] = shared.row_scales[group][half * 64 + warp * 16 + c * 8 + g];
             auto result = [&](uint32_t i, uint32_t col) {
                 float sum = total[half][i];
                 if constexpr (!BLOCK) sum *= row_scale[i / 2 % 2] * shared.scales[group][col];
@@ -271,23 +342,28 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
         prefetch_map(&x);
         prefetch_map(&weight);
         for (uint32_t i = 0; i < shared.STAGES; i++) {
-            barrier_init(shared_address(&shared.full[i]), 1);
+            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + SUPPLIERS / 32 : 1);
             barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * PAIR); // warps
         }
         barrier_init_fence();
     }
-    cluster_barrier();
+    cluster_barrier_relaxed();
     launch_dependents();
     wait_for_inputs();
+    // Of a thread. The three warpgroups start with 168 each: asking for more than that in all would wait forever.
+    constexpr uint32_t FEW_REGISTERS = BLOCK ? 72 : 40, REGISTERS = (3 * 168 - FEW_REGISTERS) / 2;
+    static_assert(FEW_REGISTERS % 8 == 0 && REGISTERS % 8 == 0);
     if (threadIdx.x < WARPGROUP) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-        if (threadIdx.x == 0) produce(shared, args, x, weight, rank);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW_REGISTERS));
+        if (threadIdx.x == 0) {
+            produce(shared, args, x, weight, rank);
+        } else if (BLOCK && threadIdx.x >= WARPGROUP - SUPPLIERS) {
+            supply(shared, args, rank, threadIdx.x - (WARPGROUP - SUPPLIERS));
+        }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
         consume<ROWS, COLS, BLOCK, FAST>(shared, args, rank);
     }
-    // The other block may still copy into this one's memory and arrive at its barriers.
-    cluster_barrier();
 }
 
 #define LARGE(ROWS, COLS, SUFFIX, BLOCK, FAST)                                                                              \
@@ -303,7 +379,9 @@ LARGE(128, 128, , false, false)
 LARGE(128, 96, , false, false)
 LARGE(128, 64, , false, false)
 LARGE(256, 128, _block, true, false)
+LARGE(128, 192, _block, true, false)
 LARGE(128, 128, _block, true, false)
+LARGE(128, 96, _block, true, false)
 LARGE(128, 64, _block, true, false)
 LARGE(256, 128, _fast, false, true)
 LARGE(128, 192, _fast, false, true)

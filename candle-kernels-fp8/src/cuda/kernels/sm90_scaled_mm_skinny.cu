@@ -1,25 +1,41 @@
-// Products with at most 32 rows of activations, on Hopper: bound by the bytes of the weight.
+// Products with at most 64 rows of activations, on Hopper: bound by the bytes of the weight.
 //
 // A block takes tiles of `rows` output features, at most 64, over all of K, so many that every multiprocessor gets about
 // the same number of bytes. One warp copies the tile in boxes of 128 codes along K, with the activations beside them, into
 // a ring; two warpgroups take turns with its stages. The weight is the left factor of the instruction, whose 64 rows may
-// reach past the box into whatever lies behind it: sums of those rows are not stored.
+// reach past the box into whatever lies behind it: sums of those rows are not stored. Where scales change along K, one more
+// warp copies them into the ring. Activations of more than 32 tokens are shared by pairs of blocks, each of which copies half
+// of them into the shared memory of both: the L2 cache could not give all of them to every multiprocessor.
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
 
-constexpr uint32_t DEPTH = 128, BOXES = 4, CONSUMERS = 2, WARPGROUP = 128, MOST_STAGES = 16, MOST_ROWS = 64;
+constexpr uint32_t DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128, MOST_STAGES = 16, MOST_ROWS = 64;
+constexpr uint32_t PRODUCER = CONSUMERS * WARPGROUP;
+
+// Boxes of a stage, and blocks that share activations.
+template <uint32_t TOKENS>
+constexpr uint32_t BOXES = TOKENS <= 32 ? 4 : 2;
+template <uint32_t TOKENS>
+constexpr uint32_t BLOCKS = TOKENS <= 32 ? 1 : 2;
+
+// With a warp that copies tiles and one that copies scales.
+template <bool BLOCK>
+constexpr uint32_t THREADS = PRODUCER + (BLOCK ? 64 : 32);
 
 template <uint32_t TOKENS>
 struct alignas(1024) Shared {
-    float sums[2][CONSUMERS][TOKENS][MOST_ROWS + 4]; // of a tile and the one after it; padded against bank conflicts
+    static constexpr uint32_t TILES = TOKENS <= 32 ? 2 : 1;
+    float sums[TILES][CONSUMERS][TOKENS][MOST_ROWS + 4]; // of a tile and the one after it; padded against bank conflicts
     float token_scales[TOKENS];
     uint64_t full[MOST_STAGES], empty[MOST_STAGES];
 };
 
-// Where the stages of the ring are: boxes of the weight [rows, 128], then boxes of activations [TOKENS, 128].
+// Where the stages of the ring are: boxes of the weight [rows, 128], then boxes of activations [TOKENS, 128], then, where
+// they change along K, scales of boxes: of MOST_ROWS features and of tokens.
 template <uint32_t TOKENS>
 struct Ring {
+    static constexpr uint32_t BOXES = ::BOXES<TOKENS>;
     uint32_t first, rows, stages;
 
     __device__ __forceinline__ uint32_t weight(uint32_t stage, uint32_t box) const {
@@ -28,20 +44,26 @@ struct Ring {
     __device__ __forceinline__ uint32_t x(uint32_t stage, uint32_t box) const {
         return weight(stages, 0) + (stage * BOXES + box) * TOKENS * DEPTH;
     }
+    __device__ __forceinline__ uint32_t scales(uint32_t stage, uint32_t box) const {
+        return x(stages, 0) + (stage * BOXES + box) * (MOST_ROWS + TOKENS) * 4;
+    }
 };
 
-// What a block does: all tiles from `first` on, `step` apart, each in `turns` of BOXES boxes.
+// What a block does: all tiles from `first` on, `step` apart, each in `turns` of BOXES boxes. Blocks that share activations
+// do as many as each other: the last tile may be one that is not there, of zeros.
 struct Work {
     uint32_t first, step, end, boxes, turns;
 
-    __device__ __forceinline__ Work(const ScaledMm& args, uint32_t rows)
-        : first(blockIdx.x), step(gridDim.x), end((args.n + rows - 1) / rows), boxes((args.k + DEPTH - 1) / DEPTH),
-          turns((boxes + BOXES - 1) / BOXES) {}
+    __device__ __forceinline__ Work(const ScaledMm& args, uint32_t rows, uint32_t boxes_of_turn, uint32_t sharing)
+        : first(blockIdx.x), step(gridDim.x), end((args.n + rows * sharing - 1) / (rows * sharing) * sharing),
+          boxes((args.k + DEPTH - 1) / DEPTH), turns((boxes + boxes_of_turn - 1) / boxes_of_turn) {}
 };
 
 template <uint32_t TOKENS>
 __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const Work& work, const CUtensorMap& x,
                                         const CUtensorMap& weight, const Ring<TOKENS>& ring, bool dependent) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS>, SHARE = TOKENS / BLOCKS<TOKENS>;
+    const uint32_t rank = blockIdx.x % BLOCKS<TOKENS>;
     auto full = [&](uint32_t stage) { return shared_address(&shared.full[stage]); };
     auto copy_weight = [&](uint32_t stage, uint32_t tile, uint32_t turn) {
         const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
@@ -53,7 +75,12 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const Work& work
     auto copy_x = [&](uint32_t stage, uint32_t turn) {
         const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
         for (uint32_t box = 0; box < boxes; box++) {
-            copy_tile(ring.x(stage, box), &x, (turn * BOXES + box) * DEPTH, 0, full(stage));
+            const uint32_t to = ring.x(stage, box) + rank * SHARE * DEPTH, k = (turn * BOXES + box) * DEPTH;
+            if constexpr (BLOCKS<TOKENS> == 1) {
+                copy_tile(to, &x, k, 0, full(stage));
+            } else {
+                copy_tile_to(to, &x, k, rank * SHARE, full(stage), (1 << BLOCKS<TOKENS>) - 1);
+            }
         }
     };
     // Weights are there already; activations may still be in the making. Where they are not, they go along with the
@@ -76,14 +103,55 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const Work& work
             if (++stage == ring.stages) stage = 0, lap++;
         }
     }
+    // The block stays until others have freed all stages here: nobody arrives at the barriers of a block that is gone.
+    for (uint32_t i = 0; BLOCKS<TOKENS> > 1 && i < ring.stages; i++) {
+        if (lap > 0) barrier_wait(shared_address(&shared.empty[stage]), (lap - 1) % 2);
+        if (++stage == ring.stages) stage = 0, lap++;
+    }
 }
 
-// Boxes in a run of K that shares a scale.
-__device__ __forceinline__ uint32_t boxes_of(uint32_t run) { return (run + DEPTH - 1) / DEPTH; }
+// Copies scales into the ring. A lane takes one of the boxes, and each LANE_ROWSth row.
+template <uint32_t TOKENS>
+__device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
+                                       const Ring<TOKENS>& ring) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS>, LANE_ROWS = 32 / BOXES;
+    const uint32_t row = threadIdx.x % 32 / BOXES, box = threadIdx.x % BOXES;
+    wait_for_inputs();
+    uint32_t stage = 0, lap = 0;
+    for (uint32_t tile = work.first; tile < work.end; tile += work.step) {
+        const float *of_rows[MOST_ROWS / LANE_ROWS], *of_tokens[TOKENS / LANE_ROWS];
+#pragma unroll
+        for (uint32_t i = 0; i < MOST_ROWS / LANE_ROWS; i++) {
+            const uint32_t feature = min(tile * ring.rows + i * LANE_ROWS + row, args.n - 1);
+            of_rows[i] = args.weight_scales + uint64_t(quotient(feature, args.weight_scale_rows)) * args.weight_scale_row;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < TOKENS / LANE_ROWS; i++) {
+            of_tokens[i] = args.x_scales + uint64_t(min(i * LANE_ROWS + row, args.m - 1)) * args.x_scale_row;
+        }
+        for (uint32_t turn = 0; turn < work.turns; turn++) {
+            if (lap > 0) barrier_wait(shared_address(&shared.empty[stage]), (lap - 1) % 2);
+            // Past the end those of the last box, unused.
+            const uint32_t k = min(turn * BOXES + box, work.boxes - 1) * DEPTH, to = ring.scales(stage, box) + row * 4;
+            const uint32_t row_at = quotient(k, args.weight_scale_run), token_at = quotient(k, args.x_scale_run);
+#pragma unroll
+            for (uint32_t i = 0; i < MOST_ROWS / LANE_ROWS; i++) {
+                if (i * LANE_ROWS < ring.rows) copy_float(to + i * LANE_ROWS * 4, of_rows[i] + row_at);
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < TOKENS / LANE_ROWS; i++) {
+                copy_float(to + (MOST_ROWS + i * LANE_ROWS) * 4, of_tokens[i] + token_at);
+            }
+            barrier_arrive_after_copies(shared_address(&shared.full[stage]));
+            if (++stage == ring.stages) stage = 0, lap++;
+        }
+    }
+}
 
 template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
                                         const Ring<TOKENS>& ring) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS>;
     // The same in all lanes, as the compiler sees by this.
     const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0), thread = threadIdx.x % WARPGROUP;
     const uint32_t warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
@@ -102,36 +170,8 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
             }
         }
 
-        // With BLOCK, the scales of this thread's rows and tokens, one after the other along K.
-        const float *row_scales[2], *token_scales[TOKENS / 4];
-        const uint32_t row_run = boxes_of(args.weight_scale_run), token_run = boxes_of(args.x_scale_run);
-        if constexpr (BLOCK) {
-#pragma unroll
-            for (uint32_t i = 0; i < 2; i++) {
-                const uint32_t at = min(first + warp * 16 + i * 8 + g, args.n - 1);
-                row_scales[i] = args.weight_scales + uint64_t(at / args.weight_scale_rows) * args.weight_scale_row;
-            }
-#pragma unroll
-            for (uint32_t i = 0; i < TOKENS / 4; i++) {
-                const uint32_t token = min(i / 2 * 8 + t * 2 + i % 2, args.m - 1);
-                token_scales[i] = args.x_scales + uint64_t(token) * args.x_scale_row;
-            }
-        }
-
         float total[TOKENS / 2] = {};
         for (; turn < work.turns; turn += CONSUMERS) {
-            float of_rows[BOXES][2], of_tokens[BOXES][TOKENS / 4];
-            if constexpr (BLOCK) {
-#pragma unroll
-                for (uint32_t box = 0; box < BOXES; box++) {
-                    const uint32_t at = min(turn * BOXES + box, work.boxes - 1);
-                    const uint32_t row_at = quotient(at, row_run), token_at = quotient(at, token_run);
-#pragma unroll
-                    for (uint32_t i = 0; i < 2; i++) of_rows[box][i] = row_scales[i][row_at];
-#pragma unroll
-                    for (uint32_t i = 0; i < TOKENS / 4; i++) of_tokens[box][i] = token_scales[i][token_at];
-                }
-            }
             barrier_wait(shared_address(&shared.full[stage]), lap % 2);
             const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
             // The tensor cores keep few bits of a sum: each box has its own.
@@ -147,8 +187,25 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
                 for (uint32_t k = 0; k < 4; k++) multiply<TOKENS>(parts[box], a + 2 * k, b + 2 * k, k > 0);
             }
             products_commit();
+            float of_rows[BOXES][2];
+            float2 of_tokens[BOXES][TOKENS / 8];
+#pragma unroll
+            for (uint32_t box = 0; BLOCK && box < BOXES; box++) {
+                const uint32_t scales = ring.scales(stage, box);
+#pragma unroll
+                for (uint32_t i = 0; i < 2; i++) of_rows[box][i] = load_shared(scales + (warp * 16 + i * 8 + g) * 4);
+#pragma unroll
+                for (uint32_t i = 0; i < TOKENS / 8; i++) {
+                    of_tokens[box][i] = load_shared2(scales + (MOST_ROWS + i * 8 + t * 2) * 4);
+                }
+            }
             products_wait<0>();
-            if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+            if constexpr (BLOCK) __syncwarp(); // all lanes have their scales
+            if constexpr (BLOCKS<TOKENS> == 1) {
+                if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+            } else {
+                if (lane < BLOCKS<TOKENS>) barrier_arrive_at(shared_address(&shared.empty[stage]), lane);
+            }
 #pragma unroll
             for (uint32_t box = 0; box < BOXES; box++) {
                 hold(parts[box]);
@@ -156,7 +213,10 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
 #pragma unroll
                     for (uint32_t i = 0; i < TOKENS / 2; i++) {
                         float part = parts[box][i];
-                        if constexpr (BLOCK) part *= of_rows[box][i / 2 % 2] * of_tokens[box][i / 4 * 2 + i % 2];
+                        if constexpr (BLOCK) {
+                            const float2 tokens = of_tokens[box][i / 4];
+                            part *= of_rows[box][i / 2 % 2] * (i % 2 ? tokens.y : tokens.x);
+                        }
                         total[i] += part;
                     }
                 }
@@ -166,7 +226,8 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
         }
         turn -= work.turns;
 
-        auto& sums = shared.sums[parity];
+        if (shared.TILES == 1) named_barrier(1, CONSUMERS * WARPGROUP); // the last tile's are not needed any more
+        auto& sums = shared.sums[parity % shared.TILES];
         parity ^= 1;
 #pragma unroll
         for (uint32_t i = 0; i < TOKENS / 2; i++) {
@@ -189,27 +250,34 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
                                        uint32_t rows, uint32_t stages, bool dependent) {
     auto& shared = aligned_shared<Shared<TOKENS>>();
     const Ring<TOKENS> ring = {shared_address(&shared + 1), rows, stages};
-    if (threadIdx.x == CONSUMERS * WARPGROUP) {
+    if (threadIdx.x == PRODUCER) {
         prefetch_map(&weight);
         prefetch_map(&x);
         for (uint32_t i = 0; i < stages; i++) {
-            barrier_init(shared_address(&shared.full[i]), 1);
-            barrier_init(shared_address(&shared.empty[i]), 4); // warps
+            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + 32 : 1);
+            barrier_init(shared_address(&shared.empty[i]), 4 * BLOCKS<TOKENS>); // warps
         }
         barrier_init_fence();
     }
-    __syncthreads();
+    if constexpr (BLOCKS<TOKENS> == 1) {
+        __syncthreads();
+    } else {
+        __syncwarp();
+        cluster_barrier_relaxed();
+    }
     launch_dependents();
-    const Work work(args, rows);
-    if (threadIdx.x < CONSUMERS * WARPGROUP) {
+    const Work work(args, rows, BOXES<TOKENS>, BLOCKS<TOKENS>);
+    if (threadIdx.x < PRODUCER) {
         consume<TOKENS, BLOCK>(shared, args, work, ring);
-    } else if (threadIdx.x == CONSUMERS * WARPGROUP) {
+    } else if (threadIdx.x == PRODUCER) {
         produce<TOKENS>(shared, work, x, weight, ring, dependent);
+    } else if (BLOCK && threadIdx.x >= PRODUCER + 32) {
+        supply<TOKENS>(shared, args, work, ring);
     }
 }
 
 #define SKINNY(TOKENS, SUFFIX, BLOCK)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(288, 1) scaled_mm_sm90_skinny_##TOKENS##SUFFIX(                        \
+    extern "C" __global__ void __launch_bounds__(THREADS<BLOCK>, 1) scaled_mm_sm90_skinny_##TOKENS##SUFFIX(           \
         const __grid_constant__ ScaledMm args, const __grid_constant__ CUtensorMap x,                                   \
         const __grid_constant__ CUtensorMap weight, uint32_t rows, uint32_t stages, uint32_t dependent) {              \
         skinny<TOKENS, BLOCK>(args, x, weight, rows, stages, dependent);                                                \
@@ -218,5 +286,8 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
 SKINNY(8, , false)
 SKINNY(16, , false)
 SKINNY(32, , false)
+SKINNY(64, , false)
 SKINNY(8, _block, true)
 SKINNY(16, _block, true)
+SKINNY(32, _block, true)
+SKINNY(64, _block, true)

@@ -3,14 +3,18 @@
 //
 // A block computes 128 output features times COLS tokens over a part of K: the weight is the left factor of the
 // instruction, so that any number of tokens fills it. One warp copies tiles of 128 codes along K into a ring, two warpgroups
-// multiply 64 features each. The blocks of a cluster share K out among them; in the end each adds up the sums of all blocks
-// for some of the tokens, always in the same order.
+// multiply 64 features each. Where scales change along K, one more warp puts them beside the tiles. The blocks of a cluster
+// share K out among them; in the end each adds up the sums of all blocks for some of the tokens, always in the same order.
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
+#include "sm90_scales.cuh"
 
-constexpr uint32_t ROWS = 128, DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128;
-constexpr uint32_t THREADS = CONSUMERS * WARPGROUP + 32;
+constexpr uint32_t ROWS = 128, DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128, PRODUCER = CONSUMERS * WARPGROUP;
+
+// With a warp that copies tiles and one that loads scales.
+template <bool BLOCK>
+constexpr uint32_t THREADS = PRODUCER + (BLOCK ? 64 : 32);
 
 template <uint32_t COLS>
 struct Shared {
@@ -24,7 +28,7 @@ struct Shared {
         Ring ring;
         float sums[COLS][ROWS + 4]; // after the last product; padded against bank conflicts
     };
-    float scales[STAGES][COLS]; // of a stage's tokens times that of its weights
+    alignas(8) float scales[STAGES][COLS]; // of a stage's tokens times that of its weights
     float token_scales[COLS];
     uint64_t full[STAGES], empty[STAGES];
 };
@@ -44,7 +48,7 @@ template <uint32_t COLS, bool BLOCK>
 __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& args, const CUtensorMap& x,
                                         const CUtensorMap& weight, Share share, uint32_t row, uint32_t col,
                                         bool dependent) {
-    constexpr uint32_t STAGES = Shared<COLS>::STAGES, BYTES = (ROWS + COLS) * DEPTH, LANES = (COLS + 31) / 32;
+    constexpr uint32_t STAGES = Shared<COLS>::STAGES, BYTES = (ROWS + COLS) * DEPTH;
     const uint32_t lane = threadIdx.x % 32, steps = share.end - share.begin;
     auto full = [&](uint32_t stage) { return shared_address(&shared.full[stage]); };
     auto copy_weight = [&](uint32_t stage, uint32_t step) {
@@ -70,16 +74,6 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
     for (uint32_t i = lane; !BLOCK && i < COLS; i += 32) {
         shared.token_scales[i] = x_scale(args, min(col + i, args.m - 1), 0);
     }
-    float scales[LANES];
-    auto load_scales = [&](uint32_t step) {
-        const uint32_t k = min((share.begin + step) * DEPTH, args.k - 1);
-        const float tile_scale = weight_scale(args, row, k);
-        for (uint32_t i = 0; i < LANES; i++) {
-            const uint32_t token = min(col + i * 32 + lane, args.m - 1);
-            scales[i] = x_scale(args, token, k) * tile_scale;
-        }
-    };
-    if constexpr (BLOCK) load_scales(0);
     uint32_t stage = 0, phase = 0;
     for (uint32_t step = 0; step < steps; step++) {
         if (step >= STAGES) {
@@ -89,15 +83,29 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
                 copy_x(stage, step);
             }
         }
-        if constexpr (BLOCK) {
-            for (uint32_t i = 0; i < LANES; i++) {
-                if (i * 32 + lane < COLS) shared.scales[stage][i * 32 + lane] = scales[i];
-            }
-            barrier_arrive(full(stage));
-            load_scales(step + 1);
-        }
         if (++stage == STAGES) stage = 0, phase ^= 1;
     }
+}
+
+// Puts the scales of tokens, times that of the features, into the ring.
+template <uint32_t COLS>
+__device__ __forceinline__ void supply(Shared<COLS>& shared, const ScaledMm& args, Share share, uint32_t row,
+                                       uint32_t col) {
+    constexpr uint32_t STAGES = Shared<COLS>::STAGES, TOKENS = COLS / 32;
+    const uint32_t lane = threadIdx.x % 32;
+    wait_for_inputs();
+    uint32_t tokens[TOKENS], stage = 0, phase = 0;
+#pragma unroll
+    for (uint32_t i = 0; i < TOKENS; i++) tokens[i] = col + i * 32 + lane;
+    auto give = [&](const float (&scales)[1][TOKENS]) {
+        barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
+#pragma unroll
+        for (uint32_t i = 0; i < TOKENS; i++) shared.scales[stage][i * 32 + lane] = scales[0][i];
+        __syncwarp();
+        if (lane == 0) barrier_arrive(shared_address(&shared.full[stage]));
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+    };
+    supply_scales<4, (COLS <= 64), 1>(args, tokens, row, ROWS, share.begin, share.end, give);
 }
 
 template <uint32_t COLS, bool BLOCK>
@@ -118,18 +126,24 @@ __device__ __forceinline__ void consume(Shared<COLS>& shared, uint32_t steps, fl
 #pragma unroll
         for (uint32_t k = 0; k < 4; k++) multiply<COLS>(part, a + 2 * k, b + 2 * k, k > 0);
         products_commit();
+        // Scales of this thread's pairs of tokens: as many as registers are left for while the tensor cores multiply.
+        constexpr uint32_t PAIRS = COLS / 8, EARLY = COLS < 128 ? PAIRS : PAIRS / 2;
+        float2 scales[PAIRS];
+        auto load_scales = [&](uint32_t begin, uint32_t end) {
+#pragma unroll
+            for (uint32_t i = begin; BLOCK && i < end; i++) {
+                scales[i] = *reinterpret_cast<const float2*>(&shared.scales[stage][i * 8 + t * 2]);
+            }
+        };
+        load_scales(0, EARLY);
         products_wait<0>();
         hold(part);
-        if constexpr (BLOCK) {
+        load_scales(EARLY, PAIRS);
 #pragma unroll
-            for (uint32_t i = 0; i < COLS / 2; i++) {
-                total[i] += part[i] * shared.scales[stage][i / 4 * 8 + t * 2 + i % 2];
-            }
-            __syncwarp();
-        } else {
-#pragma unroll
-            for (uint32_t i = 0; i < COLS / 2; i++) total[i] += part[i];
+        for (uint32_t i = 0; i < COLS / 2; i++) {
+            total[i] = BLOCK ? total[i] + part[i] * (i % 2 ? scales[i / 4].y : scales[i / 4].x) : total[i] + part[i];
         }
+        if constexpr (BLOCK) __syncwarp(); // all lanes have their scales
         if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
         if (++stage == STAGES) stage = 0, phase ^= 1;
     }
@@ -156,11 +170,11 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
     // Neighbours share activations.
     const uint32_t row = tile % tiles * ROWS, col = tile / tiles * COLS;
     const Share share(args.k, rank, blocks);
-    if (threadIdx.x == THREADS - 32) {
+    if (threadIdx.x == PRODUCER) {
         prefetch_map(&weight);
         prefetch_map(&x);
         for (uint32_t i = 0; i < STAGES; i++) {
-            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + 32 : 1);
+            barrier_init(shared_address(&shared.full[i]), BLOCK ? 2 : 1);
             barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4);
         }
         barrier_init_fence();
@@ -176,7 +190,9 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
     }
     __syncthreads();
     launch_dependents();
-    if (threadIdx.x >= CONSUMERS * WARPGROUP) {
+    if (threadIdx.x >= PRODUCER + 32) {
+        if constexpr (BLOCK) supply<COLS>(shared, args, share, row, col);
+    } else if (threadIdx.x >= PRODUCER) {
         produce<COLS, BLOCK>(shared, args, x, weight, share, row, col, dependent);
     } else {
         float total[COLS / 2];
@@ -197,7 +213,7 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
     }
     // Each block finishes some of the tokens, a warp several at a time, so that many remote loads are under way.
     constexpr uint32_t BATCH = 4;
-    for (uint32_t base = threadIdx.x / 32 * BATCH; base * blocks + rank < COLS; base += THREADS / 32 * BATCH) {
+    for (uint32_t base = threadIdx.x / 32 * BATCH; base * blocks + rank < COLS; base += THREADS<BLOCK> / 32 * BATCH) {
         float4 sums[BATCH] = {};
 #pragma unroll 4
         for (uint32_t block = 0; block < blocks; block++) {
@@ -232,12 +248,12 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
             }
         }
     }
-    // Other blocks may still read this one's sums.
-    if (blocks > 1) cluster_barrier();
+    // Other blocks may still read this one's sums; what this block read of theirs is here.
+    if (blocks > 1) cluster_barrier_relaxed();
 }
 
 #define SMALL(COLS, SUFFIX, BLOCK)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS, COLS <= 64 ? 2 : 1) scaled_mm_sm90_small_##COLS##SUFFIX(      \
+    extern "C" __global__ void __launch_bounds__(THREADS<BLOCK>, COLS <= 64 ? 2 : 1) scaled_mm_sm90_small_##COLS##SUFFIX(      \
         const __grid_constant__ ScaledMm args, const __grid_constant__ CUtensorMap x,                                   \
         const __grid_constant__ CUtensorMap weight, uint32_t blocks, uint32_t dependent) {                             \
         small<COLS, BLOCK>(args, x, weight, blocks, dependent);                                                        \

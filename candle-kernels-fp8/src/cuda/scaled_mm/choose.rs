@@ -16,7 +16,7 @@ pub enum Kernel {
     Mma(Mma),
     /// At most 16 rows of activations.
     Skinny(Skinny),
-    /// At most 32 rows of codes, on Hopper.
+    /// At most 64 rows of codes, on Hopper.
     Sm90Skinny(Sm90Skinny),
     /// Some more rows of codes, on Hopper.
     Sm90Small(Sm90Small),

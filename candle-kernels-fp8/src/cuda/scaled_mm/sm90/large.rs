@@ -30,7 +30,7 @@ impl Sm90Large {
     }
 
     pub(in crate::cuda::scaled_mm) fn serves(self, args: &ScaledMm) -> bool {
-        in_tiles(args) && self.kernel(args).is_some()
+        in_tiles(args)
     }
 
     /// Stages of the ring of tiles, as device code says.
@@ -47,17 +47,22 @@ impl Sm90Large {
     fn shared(self) -> u32 {
         let ring = self.stages() * (self.tokens + self.features) * DEPTH as u32;
         let results = 8 * 16 * (self.features / 2 + 8) * 2;
-        let scales = 4 * self.features * 4;
-        (ring + results + scales + self.stages() * 16).next_multiple_of(ALIGNED) + ALIGNED
+        // A tile whose features are no part of 128 meets blocks of 128 in three runs.
+        let runs = if 128 % self.features == 0 { 1 } else { 3 };
+        let part_scales = self.stages() * runs * self.tokens * 4;
+        let scales = (4 * self.features + self.tokens) * 4;
+        (ring + results + part_scales + scales + self.stages() * 16).next_multiple_of(ALIGNED)
+            + ALIGNED
     }
 
-    fn kernel(self, args: &ScaledMm) -> Option<&'static str> {
+    fn kernel(self, args: &ScaledMm) -> &'static str {
         let tile = (self.tokens, self.features);
-        Some(match (tile, row_wise(args), args.accumulation) {
+        match (tile, row_wise(args), args.accumulation) {
             ((256, 128), false, _) => "scaled_mm_sm90_large_256x128_block",
+            ((128, 192), false, _) => "scaled_mm_sm90_large_128x192_block",
             ((128, 128), false, _) => "scaled_mm_sm90_large_128x128_block",
-            ((128, 64), false, _) => "scaled_mm_sm90_large_128x64_block",
-            (_, false, _) => return None,
+            ((128, 96), false, _) => "scaled_mm_sm90_large_128x96_block",
+            (_, false, _) => "scaled_mm_sm90_large_128x64_block",
             ((256, 128), true, Accumulation::Fast) => "scaled_mm_sm90_large_256x128_fast",
             ((128, 192), true, Accumulation::Fast) => "scaled_mm_sm90_large_128x192_fast",
             ((128, 128), true, Accumulation::Fast) => "scaled_mm_sm90_large_128x128_fast",
@@ -66,7 +71,7 @@ impl Sm90Large {
             ((128, 128), ..) => "scaled_mm_sm90_large_128x128",
             ((128, 96), ..) => "scaled_mm_sm90_large_128x96",
             _ => "scaled_mm_sm90_large_128x64",
-        })
+        }
     }
 }
 
@@ -81,10 +86,7 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
     let params = Params::new(args);
     // Each of a pair copies its part of the activations that both use.
     let [x, weight] = tensor_maps(args, config.tokens / PAIR, config.features)?;
-    let name = config
-        .kernel(args)
-        .expect("the kernel serves the arguments");
-    let kernel = Module::Sm90ScaledMmLarge.kernel(name)?;
+    let kernel = Module::Sm90ScaledMmLarge.kernel(config.kernel(args))?;
     let pairs = params.m.div_ceil(config.tokens) * params.n.div_ceil(PAIR * config.features);
     let launch = Launch {
         grid: [PAIR * pairs.min(gpu.processors / PAIR), 1, 1],

@@ -1,4 +1,4 @@
-//! At most 32 rows of activations: a product that is bound by reading the weight.
+//! At most 64 rows of activations: a product that is bound by reading the weight.
 
 use cudarc::driver::CudaStream;
 
@@ -17,8 +17,7 @@ pub struct Sm90Skinny {
     pub(in crate::cuda::scaled_mm) rows: u32,
 }
 
-/// Boxes of the weight in a stage, most stages, and most features, as device code says.
-const BOXES: u32 = 4;
+/// Most stages, and most features, as device code says.
 const MOST_STAGES: u32 = 16;
 const MOST_ROWS: u32 = 64;
 
@@ -38,7 +37,7 @@ impl Sm90Skinny {
     }
 
     pub(in crate::cuda::scaled_mm) fn serves(self, args: &ScaledMm) -> bool {
-        in_boxes(args) && args.m <= if row_wise(args) { 32 } else { 16 }
+        in_boxes(args) && args.m <= 64
     }
 
     /// Tokens of an instruction.
@@ -46,7 +45,8 @@ impl Sm90Skinny {
         match args.m {
             ..=8 => 8,
             9..=16 => 16,
-            _ => 32,
+            17..=32 => 32,
+            _ => 64,
         }
     }
 
@@ -56,7 +56,10 @@ impl Sm90Skinny {
             (8, false) => "scaled_mm_sm90_skinny_8_block",
             (16, true) => "scaled_mm_sm90_skinny_16",
             (16, false) => "scaled_mm_sm90_skinny_16_block",
-            _ => "scaled_mm_sm90_skinny_32",
+            (32, true) => "scaled_mm_sm90_skinny_32",
+            (32, false) => "scaled_mm_sm90_skinny_32_block",
+            (_, true) => "scaled_mm_sm90_skinny_64",
+            (_, false) => "scaled_mm_sm90_skinny_64_block",
         }
     }
 }
@@ -71,19 +74,26 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
 ) -> Result<(), Error> {
     let params = Params::new(args);
     let tokens = Sm90Skinny::tokens(args);
-    let [x, weight] = tensor_maps(args, tokens, config.rows)?;
+    // Boxes of a stage, blocks that share activations, tiles whose sums have room, as device code says.
+    let (boxes, blocks, tiles) = if tokens <= 32 { (4, 1, 2) } else { (2, 2, 1) };
+    let [x, weight] = tensor_maps(args, tokens / blocks, config.rows)?;
     let kernel = Module::Sm90ScaledMmSkinny.kernel(Sm90Skinny::kernel(args))?;
-    // As device code lays it out: sums of two warpgroups for two tiles, scales, barriers; then the ring.
-    let sums = 2 * 2 * tokens * (MOST_ROWS + 4) * 4;
+    let of_rows = row_wise(args);
+    // As device code lays it out: sums of two warpgroups, scales, barriers; then the ring, with scales of boxes
+    // where they change along K.
+    let sums = tiles * 2 * tokens * (MOST_ROWS + 4) * 4;
     let before = (sums + tokens * 4 + 2 * MOST_STAGES * 8).next_multiple_of(ALIGNED) + ALIGNED;
-    let stage = BOXES * (config.rows + tokens) * DEPTH as u32;
+    let scales = if of_rows { 0 } else { (MOST_ROWS + tokens) * 4 };
+    let stage = boxes * ((config.rows + tokens) * DEPTH as u32 + scales);
     // Even, so that each of the two warpgroups has stages of its own.
     let stages = ((SHARED - before) / stage / 2 * 2).min(MOST_STAGES);
+    let groups = params.n.div_ceil(config.rows * blocks);
+    let groups = groups.min(gpu.processors / blocks);
     let launch = Launch {
-        grid: [params.n.div_ceil(config.rows).min(gpu.processors), 1, 1],
-        threads: 288,
+        grid: [groups * blocks, 1, 1],
+        threads: if of_rows { 288 } else { 320 },
         shared: before + stages * stage,
-        cluster: 1,
+        cluster: blocks,
         dependent: args.dependent,
     };
     let dependent = u32::from(args.dependent);

@@ -73,7 +73,8 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
     let tiles = params.n.div_ceil(Sm90Small::FEATURES) * params.m.div_ceil(config.tokens);
     let launch = Launch {
         grid: [tiles * config.blocks, 1, 1],
-        threads: 288,
+        // Scales that change along K have a warp of their own.
+        threads: if row_wise(args) { 288 } else { 320 },
         shared: config.shared(),
         cluster: config.blocks,
         dependent: args.dependent,

@@ -1,0 +1,71 @@
+// Scales that change along K, on Hopper: warps of their own load them and put them into the ring beside the tiles, so that
+// those who multiply neither wait for memory nor compute addresses.
+#pragma once
+
+#include "scaled_mm.cuh"
+
+// Which scale of a row belongs to a step of 128 along K; asked for step after step.
+struct Run {
+    uint32_t length, index, passed; // steps
+
+    __device__ __forceinline__ Run(uint32_t run, uint32_t step)
+        : length((run + 127) / 128), index(step / length), passed(step % length) {}
+    __device__ __forceinline__ void advance() {
+        if (++passed == length) passed = 0, index++;
+    }
+};
+
+// Gives `give` the scales of each step of 128 along K in [begin, end), one step after the other: scales[run][i] is that of
+// tokens[i] times that of the feature `run * width` after `feature`. Loads of BATCH steps are under way together; with
+// AHEAD those of the next ones, too, at the price of as many registers again.
+template <uint32_t BATCH, bool AHEAD, uint32_t RUNS, uint32_t TOKENS, typename Give>
+__device__ __forceinline__ void supply_scales(const ScaledMm& args, const uint32_t (&tokens)[TOKENS], uint32_t feature,
+                                              uint32_t width, uint32_t begin, uint32_t end, Give give) {
+    // Places in arrays of scales: their number fits 32 bits.
+    uint32_t of_tokens[TOKENS], of_runs[RUNS];
+#pragma unroll
+    for (uint32_t i = 0; i < TOKENS; i++) of_tokens[i] = min(tokens[i], args.m - 1) * args.x_scale_row;
+#pragma unroll
+    for (uint32_t run = 0; run < RUNS; run++) {
+        const uint32_t row = min(feature + run * width, args.n - 1);
+        of_runs[run] = quotient(row, args.weight_scale_rows) * args.weight_scale_row;
+    }
+    struct Batch {
+        float tokens[BATCH][TOKENS], runs[BATCH][RUNS];
+    };
+    Run token_run(args.x_scale_run, begin), feature_run(args.weight_scale_run, begin);
+    auto load = [&](Batch& batch, uint32_t base) {
+#pragma unroll
+        for (uint32_t step = 0; step < BATCH; step++) {
+#pragma unroll
+            for (uint32_t i = 0; i < TOKENS; i++) batch.tokens[step][i] = args.x_scales[of_tokens[i] + token_run.index];
+#pragma unroll
+            for (uint32_t run = 0; run < RUNS; run++) {
+                batch.runs[step][run] = args.weight_scales[of_runs[run] + feature_run.index];
+            }
+            // Past the end those of the last step, unused.
+            if (base + step + 1 < end) token_run.advance(), feature_run.advance();
+        }
+    };
+    Batch now, next;
+    load(now, begin);
+    for (uint32_t base = begin; base < end; base += BATCH) {
+        if (AHEAD && base + BATCH < end) load(next, base + BATCH);
+#pragma unroll
+        for (uint32_t step = 0; step < BATCH; step++) {
+            if (base + step < end) {
+                float scales[RUNS][TOKENS];
+#pragma unroll
+                for (uint32_t i = 0; i < RUNS * TOKENS; i++) {
+                    scales[i / TOKENS][i % TOKENS] = now.tokens[step][i % TOKENS] * now.runs[step][i / TOKENS];
+                }
+                give(scales);
+            }
+        }
+        if (AHEAD) {
+            now = next;
+        } else if (base + BATCH < end) {
+            load(now, base + BATCH);
+        }
+    }
+}

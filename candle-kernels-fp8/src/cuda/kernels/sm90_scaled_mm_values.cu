@@ -146,6 +146,7 @@ template <typename T, uint32_t FEATURES, uint32_t TOKENS, bool BLOCK, uint32_t A
 __device__ __forceinline__ void values(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight) {
     using Sizes = Shared<FEATURES, TOKENS>;
     constexpr uint32_t GROUPS = FEATURES / GROUP_FEATURES;
+    static_assert(sizeof(Sizes) + 1024 <= 227 * 1024);
     auto& shared = aligned_shared<Sizes>();
     const uint32_t rank = cluster_rank();
     if (threadIdx.x == 0) {
@@ -197,6 +198,7 @@ __device__ __forceinline__ void values(const ScaledMm& args, const CUtensorMap& 
 
 VALUES_OF(bf16, __nv_bfloat16)
 VALUES_OF(f16, __half)
+// Other numbers of instructions at once, to be compared.
 VALUES(bf16, __nv_bfloat16, 128, 256, _1, false, 1)
 VALUES(bf16, __nv_bfloat16, 128, 256, _4, false, 4)
 VALUES(bf16, __nv_bfloat16, 192, 128, _1, false, 1)

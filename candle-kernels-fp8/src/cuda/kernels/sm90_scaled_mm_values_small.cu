@@ -102,8 +102,7 @@ __device__ __forceinline__ void values_small(const ScaledMm& args, const CUtenso
     VALUES(NAME, T, 64, , false)                                                                                       \
     VALUES(NAME, T, 128, , false)                                                                                      \
     VALUES(NAME, T, 32, _block, true)                                                                                  \
-    VALUES(NAME, T, 64, _block, true)                                                                                  \
-    VALUES(NAME, T, 128, _block, true)
+    VALUES(NAME, T, 64, _block, true)
 
 VALUES_OF(bf16, __nv_bfloat16)
 VALUES_OF(f16, __half)

@@ -1,10 +1,12 @@
 //! Which kernel a product gets.
 
-use super::ScaledMm;
 use super::any::Any;
 use super::mma::Mma;
 use super::skinny::Skinny;
-use super::sm90::{DEPTH, Sm90Large, Sm90Skinny, Sm90Small};
+use super::sm90::{
+    DEPTH, Sm90Large, Sm90Skinny, Sm90Small, Sm90Values, Sm90ValuesSmall, VALUES_AT_ONCE,
+};
+use super::{Activations, ScaledMm, row_wise};
 use crate::cuda::Gpu;
 
 /// A kernel for products, with the sizes of its tiles.
@@ -22,6 +24,10 @@ pub enum Kernel {
     Sm90Small(Sm90Small),
     /// Many rows of codes, on Hopper.
     Sm90Large(Sm90Large),
+    /// Many rows of values, on Hopper.
+    Sm90Values(Sm90Values),
+    /// Some rows of values, on Hopper.
+    Sm90ValuesSmall(Sm90ValuesSmall),
 }
 
 impl Kernel {
@@ -33,11 +39,17 @@ impl Kernel {
         let sm90_skinny = Sm90Skinny::all().into_iter().map(Self::Sm90Skinny);
         let small = Sm90Small::all().into_iter().map(Self::Sm90Small);
         let large = Sm90Large::all().into_iter().map(Self::Sm90Large);
+        let values = Sm90Values::all().into_iter().map(Self::Sm90Values);
+        let values_small = Sm90ValuesSmall::all()
+            .into_iter()
+            .map(Self::Sm90ValuesSmall);
         let portable = any.chain(mma).chain(skinny);
         portable
             .chain(sm90_skinny)
             .chain(small)
             .chain(large)
+            .chain(values)
+            .chain(values_small)
             .collect()
     }
 
@@ -64,6 +76,8 @@ impl Kernel {
             Self::Sm90Skinny(config) => gpu.is_hopper() && config.serves(args),
             Self::Sm90Small(config) => gpu.is_hopper() && config.serves(args),
             Self::Sm90Large(config) => gpu.is_hopper() && config.serves(args),
+            Self::Sm90Values(config) => gpu.is_hopper() && config.serves(args),
+            Self::Sm90ValuesSmall(config) => gpu.is_hopper() && config.serves(args),
         }
     }
 }
@@ -81,6 +95,20 @@ impl std::fmt::Display for Kernel {
             Self::Sm90Large(Sm90Large { tokens, features }) => {
                 write!(f, "sm90 large {tokens}x{features}")
             }
+            Self::Sm90Values(Sm90Values {
+                tokens,
+                features,
+                at_once,
+            }) => {
+                write!(f, "sm90 values {tokens}x{features}")?;
+                match *at_once {
+                    VALUES_AT_ONCE => Ok(()),
+                    other => write!(f, " by {other}"),
+                }
+            }
+            Self::Sm90ValuesSmall(Sm90ValuesSmall { tokens, blocks }) => {
+                write!(f, "sm90 values {tokens}/{blocks}")
+            }
         }
     }
 }
@@ -90,6 +118,9 @@ const LONG: usize = 4 << 20;
 
 /// The kernel for Hopper; none if only portable ones serve, or are faster.
 fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
+    if let Activations::Values { .. } = args.activations {
+        return sm90_values(gpu, args);
+    }
     let skinny = Sm90Skinny::chosen(gpu, args);
     if skinny.serves(args) {
         let short = args.m <= 8 && args.n * args.k <= LONG;
@@ -105,6 +136,25 @@ fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         .map(|config| (Kernel::Sm90Large(config), large_micros(gpu, args, config)));
     small
         .chain(large)
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .map(|(kernel, _)| kernel)
+}
+
+/// As [`sm90`], for values: where reading the weight is all that takes time, the portable kernel does as well.
+fn sm90_values(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
+    if Skinny::chosen(gpu, args).serves(args) {
+        return None;
+    }
+    let many = Sm90Values::all()
+        .into_iter()
+        .filter(|config| config.serves(args) && config.at_once == VALUES_AT_ONCE)
+        .map(|config| (Kernel::Sm90Values(config), values_micros(gpu, args, config)));
+    let some = Sm90ValuesSmall::all().into_iter();
+    let some = some.filter(|config| config.serves(args)).map(|config| {
+        let micros = values_small_micros(gpu, args, config);
+        (Kernel::Sm90ValuesSmall(config), micros)
+    });
+    many.chain(some)
         .min_by(|a, b| a.1.total_cmp(&b.1))
         .map(|(kernel, _)| kernel)
 }
@@ -133,9 +183,40 @@ fn small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
         64 => 0.28,
         _ => 0.42,
     };
-    let tiles =
-        args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
-    let blocks = config.blocks as usize;
+    split_micros(gpu, args, (config.tokens, config.blocks), step)
+}
+
+/// As [`large_micros`], with constants that are estimates: 90% of what the tensor cores can do at 1.75 GHz, or what shared
+/// memory gives where that is less.
+fn values_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Values) -> f64 {
+    let (step, end) = match (config.tokens, config.features) {
+        (256, _) => (1.42, 0.9),
+        (_, 192) => (1.10, 0.9),
+        _ if row_wise(args) => (0.76, 0.6),
+        _ => (0.84, 0.6),
+    };
+    let pairs =
+        args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(2 * config.features as usize);
+    let rounds = pairs.div_ceil(gpu.processors as usize / 2);
+    let multiply = rounds as f64 * (steps(args) * step + end);
+    3.0 + multiply.max(1.15 * read_micros(args))
+}
+
+/// As [`values_micros`]; where there are few tokens, instructions that widen weights take longer than those that multiply.
+fn values_small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90ValuesSmall) -> f64 {
+    let step = match config.tokens {
+        ..=32 => 0.32,
+        64 => 0.40,
+        _ => 0.68,
+    };
+    split_micros(gpu, args, (config.tokens, config.blocks), step)
+}
+
+/// Microseconds of a kernel whose clusters of `blocks` share out K of 128 features and so many tokens, at `step` for a step
+/// along K.
+fn split_micros(gpu: Gpu, args: &ScaledMm, (tokens, blocks): (u32, u32), step: f64) -> f64 {
+    let tiles = args.m.div_ceil(tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
+    let blocks = blocks as usize;
     // Clusters of more than two leave some multiprocessors without one.
     let processors = match blocks {
         ..=2 => gpu.processors as usize,

@@ -140,6 +140,46 @@ fn every_size() {
     report.finish("every size");
 }
 
+/// So many tiles that blocks which stay take several, and come back to each stage of their rings.
+#[test]
+fn more_tiles_than_processors() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    let sizes = (1100, 5200, 400);
+    for (i, float) in [None, Some(Float::Bf16), Some(Float::F16)]
+        .into_iter()
+        .enumerate()
+    {
+        for (j, (layout, scaling)) in cases::OF_CODES.into_iter().take(2).enumerate() {
+            let seed = 4000 + 10 * i + 3 * j;
+            let problem = cases::problem(sizes, layout, scaling, float, seed as u64);
+            report.check(&device, "many tiles", &problem);
+        }
+    }
+    report.finish("more tiles than processors");
+}
+
+/// Rows that end anywhere between two multiples of 16.
+#[test]
+fn any_length() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    for (i, k) in [1, 7, 9, 77, 130, 251, 1001].into_iter().enumerate() {
+        for (j, float) in [None, Some(Float::Bf16), Some(Float::F16)]
+            .into_iter()
+            .enumerate()
+        {
+            let (layout, scaling) = cases::OF_CODES[(i + j) % 2];
+            for (m, n) in [(3, 70), (20, 129), (150, 300)] {
+                let seed = 5000 + 10 * i + j;
+                let problem = cases::problem((m, n, k), layout, scaling, float, seed as u64);
+                report.check(&device, "length", &problem);
+            }
+        }
+    }
+    report.finish("any length");
+}
+
 /// Each code in each place that matters, subnormals and NaN included, against an activation of 1: exact.
 #[test]
 fn every_code_everywhere() {

@@ -159,8 +159,8 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
             shared.sums[i / 4 * 8 + t * 2 + i % 2][warp * 16 + i / 2 % 2 * 8 + g] = total[i];
         }
     }
-    add_up<THREADS>(shared.sums, args, features, col, rank, blocks,
-                    [&](uint32_t token) { return BLOCK ? 1.0f : shared.token_scales[token]; });
+    add_up(shared.sums, args, features, col, rank, blocks,
+           [&](uint32_t token) { return BLOCK ? 1.0f : shared.token_scales[token]; });
 }
 
 #define SMALL(COLS, SUFFIX, BLOCK)                                                                                     \

@@ -178,6 +178,7 @@ __device__ __forceinline__ void values(const ScaledMm& args, const CUtensorMap& 
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 232 : 160));
         consume<T, FEATURES, TOKENS, BLOCK, AT_ONCE>(shared, args, rank);
     }
+    __syncwarp();
     // The other block may still copy into this one's memory and arrive at its barriers.
     cluster_barrier();
 }

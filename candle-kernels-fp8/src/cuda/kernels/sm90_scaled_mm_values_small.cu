@@ -86,7 +86,7 @@ __device__ __forceinline__ void values_small(const ScaledMm& args, const CUtenso
         if (lane == 0) copy_x<1>(shared.ring.x, shared.xs, at, x, col, share.begin, share.end, 0);
     }
     __syncwarp();
-    add_up<THREADS>(shared.sums, args, features, col, rank, blocks, [](uint32_t) { return 1.0f; });
+    add_up(shared.sums, args, features, col, rank, blocks, [](uint32_t) { return 1.0f; });
 }
 
 #define VALUES(NAME, T, TOKENS, SUFFIX, BLOCK)                                                                         \

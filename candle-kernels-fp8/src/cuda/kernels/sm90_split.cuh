@@ -45,7 +45,7 @@ __device__ __forceinline__ float4 load_sums(const float* own, uint32_t block) {
 
 // By all threads of all blocks of a cluster, which have written their sums: adds them up, always in the same order, and
 // stores results, those of some of the tokens from `col` on by each block. `token_scale` is that of a token of the tile.
-template <uint32_t THREADS, uint32_t COLS, typename F>
+template <uint32_t COLS, typename F>
 __device__ __forceinline__ void add_up(const float (&own)[COLS][SPLIT_FEATURES + 4], const ScaledMm& args,
                                        const Features& features, uint32_t col, uint32_t rank, uint32_t blocks,
                                        F token_scale) {
@@ -57,7 +57,7 @@ __device__ __forceinline__ void add_up(const float (&own)[COLS][SPLIT_FEATURES +
     const uint32_t lane = threadIdx.x % 32, feature = features.feature;
     // A warp finishes several tokens at a time, so that many remote loads are under way.
     constexpr uint32_t BATCH = 4;
-    for (uint32_t base = threadIdx.x / 32 * BATCH; base * blocks + rank < COLS; base += THREADS / 32 * BATCH) {
+    for (uint32_t base = threadIdx.x / 32 * BATCH; base * blocks + rank < COLS; base += blockDim.x / 32 * BATCH) {
         float4 sums[BATCH] = {};
 #pragma unroll 4
         for (uint32_t block = 0; block < blocks; block++) {

@@ -238,3 +238,95 @@ fn read_micros(args: &ScaledMm) -> f64 {
 fn steps(args: &ScaledMm) -> f64 {
     args.k.div_ceil(DEPTH) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Accumulation;
+    use super::*;
+    use crate::ScaleLayout;
+    use crate::cuda::Float;
+
+    const BLOCK: ScaleLayout = ScaleLayout::Block {
+        rows: 128,
+        cols: 128,
+    };
+
+    fn chosen(
+        capability: (i32, i32),
+        (m, n, k): (usize, usize, usize),
+        float: Float,
+        layout: ScaleLayout,
+    ) -> String {
+        let gpu = Gpu {
+            capability,
+            processors: 132,
+        };
+        let args = ScaledMm {
+            m,
+            n,
+            k,
+            activations: Activations::Values { values: 0, float },
+            row_stride: k.next_multiple_of(16),
+            weight: 0,
+            weight_stride: k.next_multiple_of(16),
+            weight_scales: 0,
+            layout,
+            bias: None,
+            out: 0,
+            out_float: Float::Bf16,
+            accumulation: Accumulation::Promoted,
+            dependent: false,
+        };
+        let kernel = Kernel::chosen(gpu, &args);
+        assert!(kernel.serves(gpu, &args));
+        kernel.to_string()
+    }
+
+    #[test]
+    fn values_get_a_kernel_by_their_rows_on_hopper() {
+        let kernel = |m, float, layout| chosen((9, 0), (m, 4096, 4096), float, layout);
+        for float in [Float::Bf16, Float::F16] {
+            for layout in [ScaleLayout::Channel, ScaleLayout::Tensor, BLOCK] {
+                assert!(kernel(1, float, layout).starts_with("skinny"));
+                assert!(kernel(17, float, layout).starts_with("sm90 values 32/"));
+                assert!(kernel(64, float, layout).starts_with("sm90 values "));
+                assert_eq!(kernel(512, float, layout), "sm90 values 128x128");
+            }
+            assert_eq!(
+                kernel(2048, float, ScaleLayout::Channel),
+                "sm90 values 256x128"
+            );
+            assert_eq!(kernel(2048, float, BLOCK), "sm90 values 128x128");
+        }
+        assert!(kernel(2048, Float::F32, BLOCK).starts_with("any"));
+        let qkv = chosen((9, 0), (512, 6144, 4096), Float::Bf16, ScaleLayout::Channel);
+        assert_eq!(qkv, "sm90 values 128x192");
+    }
+
+    #[test]
+    fn values_of_any_length_are_served_on_hopper_only() {
+        let kernel =
+            |capability, k| chosen(capability, (100, 300, k), Float::Bf16, ScaleLayout::Channel);
+        for k in [1, 77, 1001] {
+            assert!(kernel((9, 0), k).starts_with("sm90 values"));
+            assert!(kernel((8, 9), k).starts_with("any"));
+            assert!(kernel((12, 0), k).starts_with("any"));
+        }
+        assert!(kernel((8, 9), 4096).starts_with("mma"));
+    }
+
+    #[test]
+    fn blocks_of_scales_that_tiles_cannot_take_are_left_to_others() {
+        for (rows, cols, name) in [
+            (64, 128, "sm90 values"),
+            (128, 512, "sm90 values"),
+            (32, 128, "mma"),
+            (128, 64, "mma"),
+            (128, 48, "any"),
+        ] {
+            let layout = ScaleLayout::Block { rows, cols };
+            let kernel = chosen((9, 0), (512, 4096, 4096), Float::Bf16, layout);
+            assert!(kernel.starts_with(name), "{layout:?}: {kernel}");
+        }
+    }
+}

@@ -34,8 +34,8 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
     auto step_scale = [&](uint32_t step) { return weight_scale(args, feature, (share.begin + step) * DEPTH); };
     float total[TOKENS / 2];
     Widen<T> widen;
-    multiply_tiles<1, BLOCK, 2>(shared.ring, shared.weights, shared.xs, weight_at, x_at, group, share.end - share.begin,
-                                total, widen, step_scale);
+    multiply_tiles<T, 1, BLOCK, 2>(shared.ring, shared.weights, shared.xs, weight_at, x_at, group,
+                                   share.end - share.begin, total, widen, step_scale);
 #pragma unroll
     for (uint32_t c = 0; c < 2; c++) {
         const bool met_nan = widen.met_nan(c);

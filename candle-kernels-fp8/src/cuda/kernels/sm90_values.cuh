@@ -34,7 +34,17 @@ struct Widen<__half> {
     __device__ __forceinline__ bool met_nan(uint32_t) const { return false; }
 };
 
-// There is no conversion to bfloat16, but its bits are those of a code further apart: sign at 15, exponent from 10, mantissa
+// To bfloat16 through half precision and f32, which hold every code too.
+struct WidenByConversion {
+    __device__ __forceinline__ uint32_t operator()(uint32_t codes, uint32_t) {
+        const float2 values = __half22float2(decode2(uint16_t(codes)));
+        return pack2(values.x, values.y, BF16);
+    }
+    // NaN is among the values.
+    __device__ __forceinline__ bool met_nan(uint32_t) const { return false; }
+};
+
+// There is no conversion to bfloat16 alone, but its bits are those of a code further apart: sign at 15, exponent from 10, mantissa
 // from 6 down. That is the value times 2^(7 - 127): for codes with an exponent by the bias, for subnormal ones since they
 // become subnormal ones with the same digits. The product with 2^120 is exact for all of them. The codes 0x7f and 0xff
 // would become +-480; what they mean is kept aside, as any NaN of a row makes all its results NaN.
@@ -186,13 +196,14 @@ __device__ __forceinline__ void hold(uint32_t (&words)[COUNT][4]) {
 // as `multiply` says. If BLOCK, the sum of each step is multiplied with `scale(step)` before it is added.
 //
 // Weights are widened, and multiplied, AT_ONCE instructions at a time (1, 2 or 4): the next ones are widened while the tensor
-// cores work on those before. Where they have to be waited for, they work for the block's other warpgroups.
-template <uint32_t SHARERS, bool BLOCK, uint32_t AT_ONCE, typename T, uint32_t FEATURES, uint32_t TOKENS,
-          uint32_t WEIGHT_STAGES, uint32_t X_STAGES, uint32_t SUMS, typename F>
+// cores work on those before. Where they have to be waited for, they work for the block's other warpgroups. `widen` is a
+// Widen<T> or a stand-in for it.
+template <typename T, uint32_t SHARERS, bool BLOCK, uint32_t AT_ONCE, uint32_t FEATURES, uint32_t TOKENS,
+          uint32_t WEIGHT_STAGES, uint32_t X_STAGES, uint32_t SUMS, typename W, typename F>
 __device__ __forceinline__ void multiply_tiles(Ring<FEATURES, TOKENS, WEIGHT_STAGES, X_STAGES>& ring,
                                                Barriers<WEIGHT_STAGES>& weights, Barriers<X_STAGES>& xs,
                                                Place<WEIGHT_STAGES>& weight_at, Place<X_STAGES>& x_at, uint32_t group,
-                                               uint32_t steps, float (&total)[SUMS], Widen<T>& widen, F scale) {
+                                               uint32_t steps, float (&total)[SUMS], W& widen, F scale) {
     static_assert(SUMS == TOKENS / 2);
     constexpr uint32_t PIECES = 8 / AT_ONCE, OF_HALF = 4 / AT_ONCE; // of a step, of a tile of activations
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;

@@ -3,9 +3,7 @@
 use super::any::Any;
 use super::mma::Mma;
 use super::skinny::Skinny;
-use super::sm90::{
-    DEPTH, Sm90Large, Sm90Skinny, Sm90Small, Sm90Values, Sm90ValuesSmall, VALUES_AT_ONCE,
-};
+use super::sm90::{DEPTH, Sm90Large, Sm90Skinny, Sm90Small, Sm90Values, Sm90ValuesSmall, Widening};
 use super::{Activations, ScaledMm, row_wise};
 use crate::cuda::Gpu;
 
@@ -98,12 +96,12 @@ impl std::fmt::Display for Kernel {
             Self::Sm90Values(Sm90Values {
                 tokens,
                 features,
-                at_once,
+                widening,
             }) => {
                 write!(f, "sm90 values {tokens}x{features}")?;
-                match *at_once {
-                    VALUES_AT_ONCE => Ok(()),
-                    other => write!(f, " by {other}"),
+                match widening {
+                    Widening::Usual => Ok(()),
+                    other => write!(f, " {other:?}"),
                 }
             }
             Self::Sm90ValuesSmall(Sm90ValuesSmall { tokens, blocks }) => {
@@ -147,7 +145,7 @@ fn sm90_values(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
     }
     let many = Sm90Values::all()
         .into_iter()
-        .filter(|config| config.serves(args) && config.at_once == VALUES_AT_ONCE)
+        .filter(|config| config.serves(args) && config.widening == Widening::Usual)
         .map(|config| (Kernel::Sm90Values(config), values_micros(gpu, args, config)));
     let some = Sm90ValuesSmall::all().into_iter();
     let some = some.filter(|config| config.serves(args)).map(|config| {
@@ -186,11 +184,12 @@ fn small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
     split_micros(gpu, args, (config.tokens, config.blocks), step)
 }
 
-/// As [`large_micros`], with constants that are estimates: 90% of what the tensor cores can do at 1.75 GHz, or what shared
-/// memory gives where that is less.
+/// As [`large_micros`], with constants that are estimates: 82% of what the tensor cores can do at 1.75 GHz for the largest
+/// tile; for others what shared memory gives, or the instructions that widen weights.
 fn values_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Values) -> f64 {
     let (step, end) = match (config.tokens, config.features) {
         (256, _) => (1.42, 0.9),
+        (64, _) => (0.55, 0.5),
         (_, 192) => (1.10, 0.9),
         _ if row_wise(args) => (0.76, 0.6),
         _ => (0.84, 0.6),

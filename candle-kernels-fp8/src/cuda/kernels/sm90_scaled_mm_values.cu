@@ -1,10 +1,11 @@
 // Products of many rows of values with codes, on Hopper.
 //
-// A pair of blocks computes TOKENS tokens times 2 FEATURES output features, FEATURES a block: both need the same activations,
-// so each copies half of them into the shared memory of both. One warp copies weights into a ring, one copies activations,
-// and each of the other warpgroups multiplies 64 features with all tokens. Sums stay in the tensor cores' registers, where
-// they lose nothing: products of values are added in f32.
-// Blocks stay and take tile after tile; tiles that are computed at the same time share rows and columns, for the L2 cache.
+// A pair of blocks computes TOKENS tokens times 2 FEATURES output features, FEATURES a block: both need the same
+// activations, so each copies half of them into the shared memory of both. One warp copies weights into a ring, one
+// copies activations, and each of the other warpgroups multiplies 64 features with all tokens. Sums stay in the tensor
+// cores' registers, where they lose nothing: products of values are added in f32.
+// Blocks stay and take tile after tile; tiles that are computed at the same time share rows and columns, for the L2
+// cache.
 
 #include "sm90_values.cuh"
 
@@ -43,16 +44,16 @@ struct Tiles {
     }
 };
 
-// Stores four matrices [8, 8] of 16-bit values as `store_matrices` does, but transposed: word w of lane 4 g + t is column g of
-// rows 2 t and 2 t + 1 of matrix w.
+// Stores four matrices [8, 8] of 16-bit values as `store_matrices` does, but transposed: word w of lane 4 g + t is
+// column g of rows 2 t and 2 t + 1 of matrix w.
 __device__ __forceinline__ void store_columns(void* row, const uint32_t (&words)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
                  "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
                  : "memory");
 }
 
-// By a warpgroup: stores its results, of TOKENS tokens from `token` on and of 64 features from `feature` on. `result` gives
-// those that a lane holds, in the order of its sums.
+// By a warpgroup: stores its results, of TOKENS tokens from `token` on and of 64 features from `feature` on. `result`
+// gives those that a lane holds, in the order of its sums.
 template <uint32_t TOKENS, typename F>
 __device__ __forceinline__ void store(uint16_t (&results)[PART][GROUP_FEATURES], const ScaledMm& args, uint32_t token,
                                       uint32_t feature, uint32_t group, F result) {
@@ -67,8 +68,8 @@ __device__ __forceinline__ void store(uint16_t (&results)[PART][GROUP_FEATURES],
         }
         return;
     }
-    // Through shared memory, so that eight lanes write 128 bytes of a row. Pieces of eight features change places by the
-    // token, against bank conflicts.
+    // Through shared memory, so that eight lanes write 128 bytes of a row. Pieces of eight features change places by
+    // the token, against bank conflicts.
     constexpr uint32_t PIECES = GROUP_FEATURES / 8;
     uint16_t* const out = static_cast<uint16_t*>(args.out) + uint64_t(token) * args.n + feature;
     const uint32_t tokens = token < args.m ? args.m - token : 0, features = feature < args.n ? args.n - feature : 0;

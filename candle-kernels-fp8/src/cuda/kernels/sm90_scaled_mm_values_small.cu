@@ -1,7 +1,7 @@
 // Products of some rows of values with codes, on Hopper: too few rows for arithmetic to be all that takes time.
 //
-// A block computes 128 output features times TOKENS tokens over a part of K. One warp copies weights into a ring, one copies
-// activations, two warpgroups multiply 64 features each. The blocks of a cluster share K out among them.
+// A block computes 128 output features times TOKENS tokens over a part of K. One warp copies weights into a ring, one
+// copies activations, two warpgroups multiply 64 features each. The blocks of a cluster share K out among them.
 
 #include "sm90_split.cuh"
 #include "sm90_values.cuh"
@@ -23,7 +23,8 @@ struct Shared {
 };
 
 template <typename T, uint32_t TOKENS, bool BLOCK>
-__device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& args, const Share& share, uint32_t row) {
+__device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& args, const Share& share,
+                                        uint32_t row) {
     Place<Shared<TOKENS>::WEIGHT_STAGES> weight_at;
     Place<Shared<TOKENS>::X_STAGES> x_at;
     // The same in all lanes, as the compiler sees by this.

@@ -1,5 +1,5 @@
-// Products whose K is shared out among the blocks of a cluster: each block's sums of 128 features by some tokens lie in its
-// shared memory, and are added up in the end.
+// Products whose K is shared out among the blocks of a cluster: each block's sums of 128 features by some tokens lie in
+// its shared memory, and are added up in the end.
 #pragma once
 
 #include "scaled_mm.cuh"
@@ -44,7 +44,8 @@ __device__ __forceinline__ float4 load_sums(const float* own, uint32_t block) {
 }
 
 // By all threads of all blocks of a cluster, which have written their sums: adds them up, always in the same order, and
-// stores results, those of some of the tokens from `col` on by each block. `token_scale` is that of a token of the tile.
+// stores results, those of some of the tokens from `col` on by each block. `token_scale` is that of a token of the
+// tile.
 template <uint32_t COLS, typename F>
 __device__ __forceinline__ void add_up(const float (&own)[COLS][SPLIT_FEATURES + 4], const ScaledMm& args,
                                        const Features& features, uint32_t col, uint32_t rank, uint32_t blocks,

@@ -1,5 +1,5 @@
-// Products of values with codes, on Hopper: a warpgroup widens its 64 rows of the weight in registers, where they are the
-// left factors of the instructions. Activations, the right factors, stay in shared memory as they are.
+// Products of values with codes, on Hopper: a warpgroup widens its 64 rows of the weight in registers, where they are
+// the left factors of the instructions. Activations, the right factors, stay in shared memory as they are.
 #pragma once
 
 #include "scaled_mm.cuh"
@@ -27,7 +27,9 @@ template <>
 struct Widen<__half> {
     __device__ __forceinline__ uint32_t operator()(uint32_t codes, uint32_t) {
         uint32_t values;
-        asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low; }" : "=r"(values) : "r"(codes));
+        asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low; }"
+            : "=r"(values)
+            : "r"(codes));
         return values;
     }
     // NaN is among the values.
@@ -44,10 +46,10 @@ struct WidenByConversion {
     __device__ __forceinline__ bool met_nan(uint32_t) const { return false; }
 };
 
-// There is no conversion to bfloat16 alone, but its bits are those of a code further apart: sign at 15, exponent from 10, mantissa
-// from 6 down. That is the value times 2^(7 - 127): for codes with an exponent by the bias, for subnormal ones since they
-// become subnormal ones with the same digits. The product with 2^120 is exact for all of them. The codes 0x7f and 0xff
-// would become +-480; what they mean is kept aside, as any NaN of a row makes all its results NaN.
+// There is no conversion to bfloat16 alone, but its bits are those of a code further apart: sign at 15, exponent from
+// 10, mantissa from 6 down. That is the value times 2^(7 - 127): for codes with an exponent by the bias, for subnormal
+// ones since they become subnormal ones with the same digits. The product with 2^120 is exact for all of them. The
+// codes 0x7f and 0xff would become +-480; what they mean is kept aside, as any NaN of a row makes all its results NaN.
 template <>
 struct Widen<__nv_bfloat16> {
     uint32_t seen[2] = {0, 0}; // bit 11 of either half: a NaN
@@ -72,8 +74,8 @@ struct Widen<__nv_bfloat16> {
 
 // --- Warpgroup products: D[64, N] = A[64, 16] * B[N, 16]^T, A in registers ---
 
-// Lane 4 g + t of warp w holds, of A, columns 2 t and 2 t + 1 of rows 16 w + g and 16 w + g + 8 in the first two words, and
-// columns 2 t + 8 and 2 t + 9 in the others. D lies as `multiply` says; a step of 16 along K adds 2 to `b`.
+// Lane 4 g + t of warp w holds, of A, columns 2 t and 2 t + 1 of rows 16 w + g and 16 w + g + 8 in the first two words,
+// and columns 2 t + 8 and 2 t + 9 in the others. D lies as `multiply` says; a step of 16 along K adds 2 to `b`.
 template <typename T, int N>
 __device__ __forceinline__ void multiply_values(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add);
 
@@ -102,7 +104,8 @@ __device__ __forceinline__ void multiply_values(float (&d)[N / 2], const uint32_
 // A0 to ADD: the numbers of the operands after those of D.
 #define MULTIPLY_VALUES(T, NAME, N, A0, A1, A2, A3, B, ADD)                                                            \
     template <>                                                                                                        \
-    __device__ __forceinline__ void multiply_values<T, N>(float(&d)[N / 2], const uint32_t(&a)[4], uint64_t b, bool add) {\
+    __device__ __forceinline__ void multiply_values<T, N>(float(&d)[N / 2], const uint32_t(&a)[4], uint64_t b,         \
+                                                          bool add) {                                                  \
         asm volatile("{ .reg .pred add; setp.ne.b32 add, " ADD ", 0;"                                                  \
                      " wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME " {" SUMS_##N "}, "              \
                      "{" A0 ", " A1 ", " A2 ", " A3 "}, " B ", add, 1, 1, 0; }"                                        \
@@ -165,8 +168,8 @@ __device__ __forceinline__ void copy_weights(uint8_t (&tiles)[STAGES][FEATURES][
     }
 }
 
-// The same of TOKENS rows of activations, which SHARERS blocks of a cluster have in common: each copies its part, of rank
-// `rank`, into the memory of all.
+// The same of TOKENS rows of activations, which SHARERS blocks of a cluster have in common: each copies its part, of
+// rank `rank`, into the memory of all.
 template <uint32_t SHARERS, uint32_t TOKENS, uint32_t STAGES>
 __device__ __forceinline__ void copy_x(uint8_t (&tiles)[STAGES][TOKENS][HALF_BYTES], Barriers<STAGES>& barriers,
                                        Place<STAGES>& at, const CUtensorMap& x, uint32_t row, uint32_t begin,
@@ -192,12 +195,12 @@ __device__ __forceinline__ void hold(uint32_t (&words)[COUNT][4]) {
     for (uint32_t i = 0; i < COUNT * 4; i++) asm volatile("" : "+r"(words[i / 4][i % 4])::"memory");
 }
 
-// By a warpgroup, for its 64 rows of the ring's weights and all tokens: the sums over `steps` tiles along K. Lanes hold them
-// as `multiply` says. If BLOCK, the sum of each step is multiplied with `scale(step)` before it is added.
+// By a warpgroup, for its 64 rows of the ring's weights and all tokens: the sums over `steps` tiles along K. Lanes hold
+// them as `multiply` says. If BLOCK, the sum of each step is multiplied with `scale(step)` before it is added.
 //
-// Weights are widened, and multiplied, AT_ONCE instructions at a time (1, 2 or 4): the next ones are widened while the tensor
-// cores work on those before. Where they have to be waited for, they work for the block's other warpgroups. `widen` is a
-// Widen<T> or a stand-in for it.
+// Weights are widened, and multiplied, AT_ONCE instructions at a time (1, 2 or 4): the next ones are widened while the
+// tensor cores work on those before. Where they have to be waited for, they work for the block's other warpgroups.
+// `widen` is a Widen<T> or a stand-in for it.
 template <typename T, uint32_t SHARERS, bool BLOCK, uint32_t AT_ONCE, uint32_t FEATURES, uint32_t TOKENS,
           uint32_t WEIGHT_STAGES, uint32_t X_STAGES, uint32_t SUMS, typename W, typename F>
 __device__ __forceinline__ void multiply_tiles(Ring<FEATURES, TOKENS, WEIGHT_STAGES, X_STAGES>& ring,
@@ -207,7 +210,8 @@ __device__ __forceinline__ void multiply_tiles(Ring<FEATURES, TOKENS, WEIGHT_STA
     static_assert(SUMS == TOKENS / 2);
     constexpr uint32_t PIECES = 8 / AT_ONCE, OF_HALF = 4 / AT_ONCE; // of a step, of a tile of activations
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;
-    // A lane's first codes. Rows' parts of 16 codes change places by the row, as the copy engine's swizzle of 128 bytes has it.
+    // A lane's first codes. Rows' parts of 16 codes change places by the row, as the copy engine's swizzle of 128 bytes
+    // has it.
     const uint32_t first = (group * GROUP_FEATURES + warp * 16 + g) * DEPTH + g * 16 + t * 2;
     uint32_t codes[AT_ONCE][4], a[2][AT_ONCE][4];
     auto load_piece = [&](uint32_t piece) {
@@ -271,7 +275,8 @@ __device__ __forceinline__ void multiply_tiles(Ring<FEATURES, TOKENS, WEIGHT_STA
                 if (piece + 1 == PIECES) wait_for_weights();
                 load_piece((piece + 1) % PIECES);
             }
-            // Products of the piece before are done: its registers are free, and so are its activations if it was their last.
+            // Products of the piece before are done: its registers are free, and so are its activations if it was their
+            // last.
             products_wait<1>();
             hold(a[(piece + 1) % 2]);
             if (within == 0 && (piece > 0 || (!BLOCK && step > 0))) release_x();

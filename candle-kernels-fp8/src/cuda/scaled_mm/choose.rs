@@ -184,8 +184,8 @@ fn small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
     split_micros(gpu, args, (config.tokens, config.blocks), step)
 }
 
-/// As [`large_micros`], with constants that are estimates: 82% of what the tensor cores can do at 1.75 GHz for the largest
-/// tile; for others what shared memory gives, or the instructions that widen weights.
+/// As [`large_micros`], with constants that are estimates: 82% of what the tensor cores can do at 1.75 GHz for the
+/// largest tile; for others what shared memory gives, or the instructions that widen weights.
 fn values_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Values) -> f64 {
     let (step, end) = match (config.tokens, config.features) {
         (256, _) => (1.42, 0.9),
@@ -201,7 +201,8 @@ fn values_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Values) -> f64 {
     3.0 + multiply.max(1.15 * read_micros(args))
 }
 
-/// As [`values_micros`]; where there are few tokens, instructions that widen weights take longer than those that multiply.
+/// As [`values_micros`]; where there are few tokens, instructions that widen weights take longer than those that
+/// multiply.
 fn values_small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90ValuesSmall) -> f64 {
     let step = match config.tokens {
         ..=32 => 0.32,
@@ -211,8 +212,8 @@ fn values_small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90ValuesSmall) -> f6
     split_micros(gpu, args, (config.tokens, config.blocks), step)
 }
 
-/// Microseconds of a kernel whose clusters of `blocks` share out K of 128 features and so many tokens, at `step` for a step
-/// along K.
+/// Microseconds of a kernel whose clusters of `blocks` share out K of 128 features and so many tokens, at `step` for a
+/// step along K.
 fn split_micros(gpu: Gpu, args: &ScaledMm, (tokens, blocks): (u32, u32), step: f64) -> f64 {
     let tiles = args.m.div_ceil(tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
     let blocks = blocks as usize;

@@ -66,6 +66,8 @@ modules! {
     Sm90ScaledMmLarge = "sm90_scaled_mm_large",
     Sm90ScaledMmSkinny = "sm90_scaled_mm_skinny",
     Sm90ScaledMmSmall = "sm90_scaled_mm_small",
+    Sm90ScaledMmValues = "sm90_scaled_mm_values",
+    Sm90ScaledMmValuesSmall = "sm90_scaled_mm_values_small",
 }
 
 /// A module's code. As with code that a linker brings in, there is one for the whole process: it belongs to no context,

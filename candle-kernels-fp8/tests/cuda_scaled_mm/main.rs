@@ -172,7 +172,35 @@ fn tiles_follow_each_other() {
             report.check(&device, "tiles", &problem);
         }
     }
+    for float in [Float::Bf16, Float::F16] {
+        for (layout, scaling) in cases::OF_CODES.into_iter().take(2) {
+            seed += 1;
+            let problem = cases::problem((1100, 5200, 400), layout, scaling, Some(float), seed);
+            report.check(&device, "tiles", &problem);
+        }
+    }
     report.finish("tiles that follow each other");
+}
+
+/// Rows that end anywhere between two multiples of 16.
+#[test]
+fn any_length() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    for (i, k) in [1, 7, 9, 77, 130, 251, 1001].into_iter().enumerate() {
+        for (j, float) in [None, Some(Float::Bf16), Some(Float::F16)]
+            .into_iter()
+            .enumerate()
+        {
+            let (layout, scaling) = cases::OF_CODES[(i + j) % 2];
+            for (m, n) in [(3, 70), (20, 129), (150, 300)] {
+                let seed = 5000 + 10 * i + j;
+                let problem = cases::problem((m, n, k), layout, scaling, float, seed as u64);
+                report.check(&device, "length", &problem);
+            }
+        }
+    }
+    report.finish("any length");
 }
 
 /// Each code in each place that matters, subnormals and NaN included, against an activation of 1: exact.

@@ -6,11 +6,10 @@
 // multiply 64 features each. Where scales change along K, one more warp puts them beside the tiles. The blocks of a cluster
 // share K out among them; in the end each adds up the sums of all blocks for some of the tokens, always in the same order.
 
-#include "scaled_mm.cuh"
-#include "sm90.cuh"
+#include "sm90_split.cuh"
 #include "sm90_scales.cuh"
 
-constexpr uint32_t ROWS = 128, DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128, PRODUCER = CONSUMERS * WARPGROUP;
+constexpr uint32_t ROWS = SPLIT_FEATURES, DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128, PRODUCER = CONSUMERS * WARPGROUP;
 
 // With a warp that copies tiles and one that loads scales.
 template <bool BLOCK>
@@ -31,17 +30,6 @@ struct Shared {
     alignas(8) float scales[STAGES][COLS]; // of a stage's tokens times that of its weights
     float token_scales[COLS];
     uint64_t full[STAGES], empty[STAGES];
-};
-
-// Steps of 128 along K that a block of a cluster takes.
-struct Share {
-    uint32_t begin, end;
-
-    __device__ __forceinline__ Share(uint32_t k, uint32_t rank, uint32_t blocks) {
-        const uint32_t steps = (k + DEPTH - 1) / DEPTH;
-        begin = uint64_t(steps) * rank / blocks;
-        end = uint64_t(steps) * (rank + 1) / blocks;
-    }
 };
 
 template <uint32_t COLS, bool BLOCK>
@@ -149,17 +137,6 @@ __device__ __forceinline__ void consume(Shared<COLS>& shared, uint32_t steps, fl
     }
 }
 
-// Four sums of a token, of another block of the cluster.
-__device__ __forceinline__ float4 load_sums(const float* own, uint32_t block) {
-    float4 sums;
-    asm volatile("{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %4, %5;"
-                 " ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote]; }"
-                 : "=f"(sums.x), "=f"(sums.y), "=f"(sums.z), "=f"(sums.w)
-                 : "r"(shared_address(own)), "r"(block)
-                 : "memory");
-    return sums;
-}
-
 template <uint32_t COLS, bool BLOCK>
 __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight,
                                       uint32_t blocks, bool dependent) {
@@ -169,7 +146,7 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
     const uint32_t rank = blockIdx.x % blocks, tile = blockIdx.x / blocks, tiles = (args.n + ROWS - 1) / ROWS;
     // Neighbours share activations.
     const uint32_t row = tile % tiles * ROWS, col = tile / tiles * COLS;
-    const Share share(args.k, rank, blocks);
+    const Share share((args.k + DEPTH - 1) / DEPTH, rank, blocks);
     if (threadIdx.x == PRODUCER) {
         prefetch_map(&weight);
         prefetch_map(&x);
@@ -179,15 +156,7 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
         }
         barrier_init_fence();
     }
-    // In the end a lane stores four features. What that takes is loaded now.
-    const uint32_t lane = threadIdx.x % 32, feature = row + lane * 4;
-    float weight_scales[4], bias[4];
-#pragma unroll
-    for (uint32_t i = 0; i < 4; i++) {
-        const uint32_t at = min(feature + i, args.n - 1);
-        weight_scales[i] = BLOCK ? 1.0f : weight_scale(args, at, 0);
-        bias[i] = args.bias ? load_float(args.bias, at, args.bias_float) : 0.0f;
-    }
+    const Features features(args, row, !BLOCK);
     __syncthreads();
     launch_dependents();
     if (threadIdx.x >= PRODUCER + 32) {
@@ -200,56 +169,14 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
         wait_for_inputs();
         // The sums take the place of the tiles.
         named_barrier(1, CONSUMERS * WARPGROUP);
-        const uint32_t warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+        const uint32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
         for (uint32_t i = 0; i < COLS / 2; i++) {
             shared.sums[i / 4 * 8 + t * 2 + i % 2][warp * 16 + i / 2 % 2 * 8 + g] = total[i];
         }
     }
-    if (blocks > 1) {
-        cluster_barrier();
-    } else {
-        __syncthreads();
-    }
-    // Each block finishes some of the tokens, a warp several at a time, so that many remote loads are under way.
-    constexpr uint32_t BATCH = 4;
-    for (uint32_t base = threadIdx.x / 32 * BATCH; base * blocks + rank < COLS; base += THREADS<BLOCK> / 32 * BATCH) {
-        float4 sums[BATCH] = {};
-#pragma unroll 4
-        for (uint32_t block = 0; block < blocks; block++) {
-#pragma unroll
-            for (uint32_t i = 0; i < BATCH; i++) {
-                // Loads of tokens past the end repeat the last one's.
-                const uint32_t token = min((base + i) * blocks + rank, COLS - 1);
-                const float4 other = load_sums(&shared.sums[token][lane * 4], block);
-                sums[i].x += other.x, sums[i].y += other.y, sums[i].z += other.z, sums[i].w += other.w;
-            }
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < BATCH; i++) {
-            const uint32_t token = (base + i) * blocks + rank;
-            if (token >= COLS || col + token >= args.m) break;
-            const float token_scale = BLOCK ? 1.0f : shared.token_scales[token];
-            const float values[4] = {sums[i].x * (token_scale * weight_scales[0]) + bias[0],
-                                     sums[i].y * (token_scale * weight_scales[1]) + bias[1],
-                                     sums[i].z * (token_scale * weight_scales[2]) + bias[2],
-                                     sums[i].w * (token_scale * weight_scales[3]) + bias[3]};
-            const uint64_t to = uint64_t(col + token) * args.n + feature;
-            if (args.n % 4 == 0 && args.out_float != F32) {
-                if (feature >= args.n) continue;
-                const uint2 words = make_uint2(pack2(values[0], values[1], args.out_float),
-                                               pack2(values[2], values[3], args.out_float));
-                *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + to) = words;
-            } else {
-#pragma unroll
-                for (uint32_t j = 0; j < 4; j++) {
-                    if (feature + j < args.n) store_float(args.out, to + j, values[j], args.out_float);
-                }
-            }
-        }
-    }
-    // Other blocks may still read this one's sums; what this block read of theirs is here.
-    if (blocks > 1) cluster_barrier_relaxed();
+    add_up(shared.sums, args, features, col, rank, blocks,
+           [&](uint32_t token) { return BLOCK ? 1.0f : shared.token_scales[token]; });
 }
 
 #define SMALL(COLS, SUFFIX, BLOCK)                                                                                     \

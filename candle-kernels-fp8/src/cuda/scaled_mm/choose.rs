@@ -1,10 +1,10 @@
 //! Which kernel a product gets.
 
-use super::ScaledMm;
 use super::any::Any;
 use super::mma::Mma;
 use super::skinny::Skinny;
-use super::sm90::{DEPTH, Sm90Large, Sm90Skinny, Sm90Small};
+use super::sm90::{DEPTH, Sm90Large, Sm90Skinny, Sm90Small, Sm90Values, Sm90ValuesSmall, Widening};
+use super::{Activations, ScaledMm, row_wise};
 use crate::cuda::Gpu;
 
 /// A kernel for products, with the sizes of its tiles.
@@ -22,6 +22,10 @@ pub enum Kernel {
     Sm90Small(Sm90Small),
     /// Many rows of codes, on Hopper.
     Sm90Large(Sm90Large),
+    /// Many rows of values, on Hopper.
+    Sm90Values(Sm90Values),
+    /// Some rows of values, on Hopper.
+    Sm90ValuesSmall(Sm90ValuesSmall),
 }
 
 impl Kernel {
@@ -33,11 +37,17 @@ impl Kernel {
         let sm90_skinny = Sm90Skinny::all().into_iter().map(Self::Sm90Skinny);
         let small = Sm90Small::all().into_iter().map(Self::Sm90Small);
         let large = Sm90Large::all().into_iter().map(Self::Sm90Large);
+        let values = Sm90Values::all().into_iter().map(Self::Sm90Values);
+        let values_small = Sm90ValuesSmall::all()
+            .into_iter()
+            .map(Self::Sm90ValuesSmall);
         let portable = any.chain(mma).chain(skinny);
         portable
             .chain(sm90_skinny)
             .chain(small)
             .chain(large)
+            .chain(values)
+            .chain(values_small)
             .collect()
     }
 
@@ -64,6 +74,8 @@ impl Kernel {
             Self::Sm90Skinny(config) => gpu.is_hopper() && config.serves(args),
             Self::Sm90Small(config) => gpu.is_hopper() && config.serves(args),
             Self::Sm90Large(config) => gpu.is_hopper() && config.serves(args),
+            Self::Sm90Values(config) => gpu.is_hopper() && config.serves(args),
+            Self::Sm90ValuesSmall(config) => gpu.is_hopper() && config.serves(args),
         }
     }
 }
@@ -81,6 +93,20 @@ impl std::fmt::Display for Kernel {
             Self::Sm90Large(Sm90Large { tokens, features }) => {
                 write!(f, "sm90 large {tokens}x{features}")
             }
+            Self::Sm90Values(Sm90Values {
+                tokens,
+                features,
+                widening,
+            }) => {
+                write!(f, "sm90 values {tokens}x{features}")?;
+                match widening {
+                    Widening::Usual => Ok(()),
+                    other => write!(f, " {other:?}"),
+                }
+            }
+            Self::Sm90ValuesSmall(Sm90ValuesSmall { tokens, blocks }) => {
+                write!(f, "sm90 values {tokens}/{blocks}")
+            }
         }
     }
 }
@@ -90,6 +116,9 @@ const LONG: usize = 4 << 20;
 
 /// The kernel for Hopper; none if only portable ones serve, or are faster.
 fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
+    if let Activations::Values { .. } = args.activations {
+        return sm90_values(gpu, args);
+    }
     let skinny = Sm90Skinny::chosen(gpu, args);
     if skinny.serves(args) {
         let short = args.m <= 8 && args.n * args.k <= LONG;
@@ -105,6 +134,25 @@ fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         .map(|config| (Kernel::Sm90Large(config), large_micros(gpu, args, config)));
     small
         .chain(large)
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .map(|(kernel, _)| kernel)
+}
+
+/// As [`sm90`], for values: where reading the weight is all that takes time, the portable kernel does as well.
+fn sm90_values(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
+    if Skinny::chosen(gpu, args).serves(args) {
+        return None;
+    }
+    let many = Sm90Values::all()
+        .into_iter()
+        .filter(|config| config.serves(args) && config.widening == Widening::Usual)
+        .map(|config| (Kernel::Sm90Values(config), values_micros(gpu, args, config)));
+    let some = Sm90ValuesSmall::all().into_iter();
+    let some = some.filter(|config| config.serves(args)).map(|config| {
+        let micros = values_small_micros(gpu, args, config);
+        (Kernel::Sm90ValuesSmall(config), micros)
+    });
+    many.chain(some)
         .min_by(|a, b| a.1.total_cmp(&b.1))
         .map(|(kernel, _)| kernel)
 }
@@ -133,9 +181,42 @@ fn small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
         64 => 0.28,
         _ => 0.42,
     };
-    let tiles =
-        args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
-    let blocks = config.blocks as usize;
+    split_micros(gpu, args, (config.tokens, config.blocks), step)
+}
+
+/// As [`large_micros`], with constants that are estimates: 82% of what the tensor cores can do at 1.75 GHz for the
+/// largest tile; for others what shared memory gives, or the instructions that widen weights.
+fn values_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Values) -> f64 {
+    let (step, end) = match (config.tokens, config.features) {
+        (256, _) => (1.42, 0.9),
+        (64, _) => (0.55, 0.5),
+        (_, 192) => (1.10, 0.9),
+        _ if row_wise(args) => (0.76, 0.6),
+        _ => (0.84, 0.6),
+    };
+    let pairs =
+        args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(2 * config.features as usize);
+    let rounds = pairs.div_ceil(gpu.processors as usize / 2);
+    let multiply = rounds as f64 * (steps(args) * step + end);
+    3.0 + multiply.max(1.15 * read_micros(args))
+}
+
+/// As [`values_micros`]; where there are few tokens, instructions that widen weights take longer than those that
+/// multiply.
+fn values_small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90ValuesSmall) -> f64 {
+    let step = match config.tokens {
+        ..=32 => 0.32,
+        64 => 0.40,
+        _ => 0.68,
+    };
+    split_micros(gpu, args, (config.tokens, config.blocks), step)
+}
+
+/// Microseconds of a kernel whose clusters of `blocks` share out K of 128 features and so many tokens, at `step` for a
+/// step along K.
+fn split_micros(gpu: Gpu, args: &ScaledMm, (tokens, blocks): (u32, u32), step: f64) -> f64 {
+    let tiles = args.m.div_ceil(tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
+    let blocks = blocks as usize;
     // Clusters of more than two leave some multiprocessors without one.
     let processors = match blocks {
         ..=2 => gpu.processors as usize,
@@ -156,4 +237,96 @@ fn read_micros(args: &ScaledMm) -> f64 {
 /// Steps along K.
 fn steps(args: &ScaledMm) -> f64 {
     args.k.div_ceil(DEPTH) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Accumulation;
+    use super::*;
+    use crate::ScaleLayout;
+    use crate::cuda::Float;
+
+    const BLOCK: ScaleLayout = ScaleLayout::Block {
+        rows: 128,
+        cols: 128,
+    };
+
+    fn chosen(
+        capability: (i32, i32),
+        (m, n, k): (usize, usize, usize),
+        float: Float,
+        layout: ScaleLayout,
+    ) -> String {
+        let gpu = Gpu {
+            capability,
+            processors: 132,
+        };
+        let args = ScaledMm {
+            m,
+            n,
+            k,
+            activations: Activations::Values { values: 0, float },
+            row_stride: k.next_multiple_of(16),
+            weight: 0,
+            weight_stride: k.next_multiple_of(16),
+            weight_scales: 0,
+            layout,
+            bias: None,
+            out: 0,
+            out_float: Float::Bf16,
+            accumulation: Accumulation::Promoted,
+            dependent: false,
+        };
+        let kernel = Kernel::chosen(gpu, &args);
+        assert!(kernel.serves(gpu, &args));
+        kernel.to_string()
+    }
+
+    #[test]
+    fn values_get_a_kernel_by_their_rows_on_hopper() {
+        let kernel = |m, float, layout| chosen((9, 0), (m, 4096, 4096), float, layout);
+        for float in [Float::Bf16, Float::F16] {
+            for layout in [ScaleLayout::Channel, ScaleLayout::Tensor, BLOCK] {
+                assert!(kernel(1, float, layout).starts_with("skinny"));
+                assert!(kernel(17, float, layout).starts_with("sm90 values 32/"));
+                assert!(kernel(64, float, layout).starts_with("sm90 values "));
+                assert_eq!(kernel(512, float, layout), "sm90 values 128x128");
+            }
+            assert_eq!(
+                kernel(2048, float, ScaleLayout::Channel),
+                "sm90 values 256x128"
+            );
+            assert_eq!(kernel(2048, float, BLOCK), "sm90 values 128x128");
+        }
+        assert!(kernel(2048, Float::F32, BLOCK).starts_with("any"));
+        let qkv = chosen((9, 0), (512, 6144, 4096), Float::Bf16, ScaleLayout::Channel);
+        assert_eq!(qkv, "sm90 values 128x192");
+    }
+
+    #[test]
+    fn values_of_any_length_are_served_on_hopper_only() {
+        let kernel =
+            |capability, k| chosen(capability, (100, 300, k), Float::Bf16, ScaleLayout::Channel);
+        for k in [1, 77, 1001] {
+            assert!(kernel((9, 0), k).starts_with("sm90 values"));
+            assert!(kernel((8, 9), k).starts_with("any"));
+            assert!(kernel((12, 0), k).starts_with("any"));
+        }
+        assert!(kernel((8, 9), 4096).starts_with("mma"));
+    }
+
+    #[test]
+    fn blocks_of_scales_that_tiles_cannot_take_are_left_to_others() {
+        for (rows, cols, name) in [
+            (64, 128, "sm90 values"),
+            (128, 512, "sm90 values"),
+            (32, 128, "mma"),
+            (128, 64, "mma"),
+            (128, 48, "any"),
+        ] {
+            let layout = ScaleLayout::Block { rows, cols };
+            let kernel = chosen((9, 0), (512, 4096, 4096), Float::Bf16, layout);
+            assert!(kernel.starts_with(name), "{layout:?}: {kernel}");
+        }
+    }
 }

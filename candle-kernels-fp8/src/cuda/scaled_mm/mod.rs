@@ -127,6 +127,8 @@ pub unsafe fn scaled_mm_with(
             Kernel::Sm90Skinny(config) => sm90::launch_skinny(stream, gpu, args, config),
             Kernel::Sm90Small(config) => sm90::launch_small(stream, args, config),
             Kernel::Sm90Large(config) => sm90::launch_large(stream, gpu, args, config),
+            Kernel::Sm90Values(config) => sm90::launch_values(stream, gpu, args, config),
+            Kernel::Sm90ValuesSmall(config) => sm90::launch_values_small(stream, args, config),
         }
     }
 }

@@ -3,20 +3,26 @@
 mod large;
 mod skinny;
 mod small;
+mod values;
+mod values_small;
 
 use cudarc::driver::sys;
 use std::ffi::c_void;
 
 use super::{Activations, ScaledMm, in_parts, row_wise};
 use crate::ScaleLayout;
-use crate::cuda::Address;
 use crate::cuda::error::{Error, check};
+use crate::cuda::{Address, Float};
 pub(super) use large::Sm90Large;
 pub(super) use large::launch as launch_large;
 pub(super) use skinny::Sm90Skinny;
 pub(super) use skinny::launch as launch_skinny;
 pub(super) use small::Sm90Small;
 pub(super) use small::launch as launch_small;
+pub(super) use values::launch as launch_values;
+pub(super) use values::{Sm90Values, Widening};
+pub(super) use values_small::Sm90ValuesSmall;
+pub(super) use values_small::launch as launch_values_small;
 
 /// Codes of a row that a tile holds, as device code says (`DEPTH`).
 pub(super) const DEPTH: usize = 128;
@@ -44,7 +50,7 @@ fn in_boxes(args: &ScaledMm) -> bool {
         && matches!(args.activations, Activations::Codes { .. })
 }
 
-/// Codes `[rows, k]` as the copy engine sees them, in tiles of `tile_rows` rows.
+/// Codes `[rows, k]`, or any bytes, as the copy engine sees them, in tiles of `tile_rows` rows.
 fn tensor_map(
     codes: Address,
     (rows, k): (usize, usize),
@@ -88,6 +94,34 @@ fn tensor_maps(
     let &ScaledMm { m, n, k, .. } = args;
     Ok([
         tensor_map(codes, (m, k), args.row_stride, x_rows)?,
+        tensor_map(args.weight, (n, k), args.weight_stride, weight_rows)?,
+    ])
+}
+
+/// Whether the kernels for values take a product: BF16 or F16, and scales that 64 features of a tile and a part of K share
+/// or that are constant along K. The copy engine fills up what K lacks of a whole part.
+fn in_values(args: &ScaledMm) -> bool {
+    let half = matches!(args.activations, Activations::Values { float, .. } if float != Float::F32);
+    let shared = match args.layout {
+        ScaleLayout::Block { rows, .. } => rows >= args.n || rows.is_multiple_of(64),
+        _ => true,
+    };
+    half && in_parts(args) && (row_wise(args) || shared)
+}
+
+/// The maps of activations of 16 bits, in tiles of 128 bytes, and of the weight.
+fn values_maps(
+    args: &ScaledMm,
+    x_rows: u32,
+    weight_rows: u32,
+) -> Result<[sys::CUtensorMap; 2], Error> {
+    let Activations::Values { values, float } = args.activations else {
+        unreachable!("tiles hold values");
+    };
+    let &ScaledMm { m, n, k, .. } = args;
+    let size = float.size();
+    Ok([
+        tensor_map(values, (m, k * size), args.row_stride * size, x_rows)?,
         tensor_map(args.weight, (n, k), args.weight_stride, weight_rows)?,
     ])
 }

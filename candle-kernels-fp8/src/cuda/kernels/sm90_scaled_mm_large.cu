@@ -59,7 +59,7 @@ __device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const Scaled
             barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
             barrier_expect(full, (ROWS + COLS) * DEPTH);
             copy_tile_to(shared_address(shared.x[stage][rank * SHARE]), &x, step * DEPTH, first_row, full, 3);
-            copy_tile(shared_address(shared.weight[stage]), &weight, step * DEPTH, first_col, full);
+            copy_weight_tile(args, shared_address(shared.weight[stage]), &weight, step * DEPTH, first_col, full);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
     }

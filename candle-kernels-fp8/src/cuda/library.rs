@@ -54,6 +54,7 @@ macro_rules! modules {
 modules! {
     Cast = "cast",
     Dequantize = "dequantize",
+    Pack = "pack",
     Pad = "pad",
     Quantize = "quantize",
     RmsNorm = "rms_norm",

@@ -4,7 +4,7 @@ use super::ScaledMm;
 use super::any::Any;
 use super::mma::Mma;
 use super::skinny::Skinny;
-use super::sm90::{DEPTH, Sm90Large, Sm90Skinny, Sm90Small};
+use super::sm90::{Copies, DEPTH, Sm90Large, Sm90Skinny, Sm90Small};
 use crate::cuda::Gpu;
 
 /// A kernel for products, with the sizes of its tiles.
@@ -74,7 +74,10 @@ impl std::fmt::Display for Kernel {
             Self::Any(Any { tokens }) => write!(f, "any {tokens}"),
             Self::Mma(Mma { features, tokens }) => write!(f, "mma {features}x{tokens}"),
             Self::Skinny(Skinny { rows }) => write!(f, "skinny {rows}"),
-            Self::Sm90Skinny(Sm90Skinny { rows }) => write!(f, "sm90 skinny {rows}"),
+            Self::Sm90Skinny(Sm90Skinny { rows, copies }) => match copies {
+                Copies::Tiles => write!(f, "sm90 skinny {rows}"),
+                Copies::Pieces => write!(f, "sm90 skinny {rows} pieces"),
+            },
             Self::Sm90Small(Sm90Small { tokens, blocks }) => {
                 write!(f, "sm90 small {tokens}/{blocks}")
             }

@@ -18,11 +18,11 @@ const ATOM: usize = ROWS * CODES;
 
 /// A weight `[n, k]` in panels: where its codes are.
 ///
-/// Eight rows are a panel. Along K it is cut into atoms of 128 codes, 1024 bytes `[8, 128]` each, which follow each other,
-/// and so do panels: `[n / 8, k / 128, 8, 128]`, with zeros where `n` or `k` ends before. In row `r` of an atom, the
-/// sixteen codes that should be the `c`-th are the `(c ^ r)`-th, as Hopper's warpgroup instructions read tiles with a
-/// 128-byte swizzle. So the tile of a product, some panels by some atoms, is a few long pieces of memory that only have to
-/// be copied; from row-major rows, it is a piece of 128 bytes for each row and each 128 codes.
+/// Eight rows are a panel. Along K it is cut into atoms of 128 codes, 1024 bytes `[8, 128]` each, which follow each
+/// other, and so do panels: `[n / 8, k / 128, 8, 128]`, with zeros where `n` or `k` ends before. In row `r` of an atom,
+/// the sixteen codes that should be the `c`-th are the `(c ^ r)`-th, as Hopper's warpgroup instructions read tiles with
+/// a 128-byte swizzle. So the tile of a product, some panels by some atoms, is a few long pieces of memory that only
+/// have to be copied; from row-major rows, it is a piece of 128 bytes for each row and each 128 codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Panels {
     /// Output features.
@@ -47,7 +47,8 @@ impl Panels {
         self.k.next_multiple_of(CODES)
     }
 
-    /// The byte that holds the code of a row and a column, each below the multiple of 8 and of 128 that the weight fills.
+    /// The byte that holds the code of a row and a column, each below the multiple of 8 and of 128 that the weight
+    /// fills.
     pub fn place(self, row: usize, column: usize) -> usize {
         let (panel, r) = (row / ROWS, row % ROWS);
         let (atom, within) = (column / CODES, column % CODES);
@@ -81,8 +82,8 @@ pub unsafe fn pack(
     unsafe { launch.run(stream, kernel, args![&from, &stride, &to, &n, &k]) }
 }
 
-/// Copies a weight from [`Panels`] at `from`, a multiple of 16, to rows, `stride` bytes apart and of any alignment. What is
-/// between rows stays as it is.
+/// Copies a weight from [`Panels`] at `from`, a multiple of 16, to rows, `stride` bytes apart and of any alignment.
+/// What is between rows stays as it is.
 ///
 /// # Errors
 /// As [`pack`].

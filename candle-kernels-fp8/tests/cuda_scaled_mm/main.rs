@@ -29,8 +29,8 @@ struct Report {
 }
 
 impl Report {
-    /// Runs all kernels that serve a problem, with its weight in each layout: to the bit the same results, whatever copies
-    /// the weight, since the same numbers are added up in the same order.
+    /// Runs all kernels that serve a problem, with its weight in each layout: to the bit the same results, whatever
+    /// copies the weight, since the same numbers are added up in the same order.
     fn check(&mut self, device: &Device, name: &str, problem: &Problem) {
         let expected = problem.expected();
         let uploaded = problem.upload(device);
@@ -107,8 +107,8 @@ impl Report {
     }
 }
 
-/// Kernels with the arguments that they serve: each with a weight in rows before the same in panels, and before the kernels
-/// that differ from it in copies only.
+/// Kernels with the arguments that they serve: each with a weight in rows before the same in panels, and before the
+/// kernels that differ from it in copies only.
 fn runs(device: &Device, uploaded: &Uploaded) -> Vec<(Kernel, ScaledMm)> {
     let both = |kernel| uploaded.args.map(|args| (kernel, args));
     let all = Kernel::all().into_iter().flat_map(both);
@@ -226,7 +226,8 @@ fn every_code_everywhere() {
                     if let Some((i, found)) = wrong {
                         let code = code(i % n);
                         failures.push(format!(
-                            "{kernel}, {:?}, {float:?} [{m}, {n}, {k}]: code {code:#x} at {at} gives {found} at [{}, {}]",
+                            "{kernel}, {:?}, {float:?} [{m}, {n}, {k}]: code {code:#x} at {at} gives {found} at \
+                             [{}, {}]",
                             args.weight_layout,
                             i / n,
                             i % n

@@ -1,8 +1,9 @@
 // How the codes of a weight [n, k] lie in panels, so that a product reads them from one end to the other.
 //
-// Host twin: `Panels` in `pack.rs`. Eight rows are a panel. Along K it is cut into atoms of 128 codes, 1024 bytes [8][128]
-// each, which follow each other: [n / 8][k / 128][8][128], with zeros where n or k end before. In row r of an atom, the
-// piece of 16 bytes that should be the c-th is the (c ^ r)-th, as warpgroup products read tiles with a 128-byte swizzle.
+// Host twin: `Panels` in `pack.rs`. Eight rows are a panel. Along K it is cut into atoms of 128 codes, 1024 bytes
+// [8][128] each, which follow each other: [n / 8][k / 128][8][128], with zeros where n or k end before. In row r of an
+// atom, the piece of 16 bytes that should be the c-th is the (c ^ r)-th, as warpgroup products read tiles with a
+// 128-byte swizzle.
 #pragma once
 
 #include <stdint.h>

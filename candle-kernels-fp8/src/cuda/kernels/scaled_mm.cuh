@@ -22,8 +22,8 @@ struct ScaledMm {
     Float x_float, bias_float, out_float;
 };
 
-// Where the 16 codes of the weight from k on, a multiple of 16, of a row are. In both layouts, eight rows further on they
-// are 8 `weight_stride` bytes further on, and 128 codes further on, `weight_step` bytes.
+// Where the 16 codes of the weight from k on, a multiple of 16, of a row are. In both layouts, eight rows further on
+// they are 8 `weight_stride` bytes further on, and 128 codes further on, `weight_step` bytes.
 __device__ __forceinline__ const uint8_t* weight_piece(const ScaledMm& args, uint32_t row, uint32_t k) {
     if (!args.panels) return args.weight + uint64_t(row) * args.weight_stride + k;
     const uint64_t panel = uint64_t(row / PANEL_ROWS) * (PANEL_ROWS * uint64_t(args.weight_stride));

@@ -40,8 +40,8 @@ struct Share {
     static constexpr uint32_t EACH = (PIECES + THREADS - 1) / THREADS;
     Piece<T> pieces[EACH];
 
-    // From column k on; what is past `rows` or `end` is zero and never read. `address` says where the piece of a row and
-    // column is.
+    // From column k on; what is past `rows` or `end` is zero and never read. `address` says where the piece of a row
+    // and column is.
     template <typename F>
     __device__ __forceinline__ void load(F address, uint32_t first, uint32_t rows, uint32_t k, uint32_t end) {
 #pragma unroll

@@ -219,8 +219,8 @@ __device__ __forceinline__ void mma(const ScaledMm& args) {
         using Weights = typename Operands::Weights;
         const uint32_t k = step * DEPTH;
         const uint8_t* from = weight_piece(args, place.feature + Weights::own_row(), k + Weights::own_byte());
-        Weights::template copy<FEATURES, THREADS>(ring + stage * STAGE, from, args.weight_stride, args.n - place.feature,
-                                                  args.k - k);
+        Weights::template copy<FEATURES, THREADS>(ring + stage * STAGE, from, args.weight_stride,
+                                                  args.n - place.feature, args.k - k);
     };
     auto copy_x = [&](uint32_t stage, uint32_t step) {
         const uint32_t to = ring + stage * STAGE;

@@ -83,21 +83,20 @@ __device__ __forceinline__ void copy_tile_to(uint32_t to, const CUtensorMap* fro
                  : "memory");
 }
 
-// Copies a tile of a weight in panels [panels, atoms, 1024 bytes] from atom `atom` of panel `panel` on; what lies outside is
-// zero. The map says how many of both.
-__device__ __forceinline__ void copy_atoms(uint32_t to, const CUtensorMap* from, uint32_t atom, uint32_t panel,
-                                           uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
-                 ::"r"(to), "l"(from), "r"(0), "r"(atom), "r"(panel), "r"(barrier)
+// Copies a tile of a tensor of three dimensions, from (x, y, z) on; what lies outside is zero.
+__device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* from, uint32_t x, uint32_t y, uint32_t z,
+                                          uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to), "l"(from), "r"(x), "r"(y), "r"(z), "r"(barrier)
                  : "memory");
 }
 
-// Copies a tile of the weight that is 128 codes deep, with a map for its layout. In shared memory, both layouts are the same:
-// an atom is what a 128-byte swizzle makes of eight rows.
+// Copies a tile of the weight that is 128 codes deep, with a map for its layout. In shared memory, both layouts are the
+// same: an atom is what a 128-byte swizzle makes of eight rows.
 __device__ __forceinline__ void copy_weight_tile(const ScaledMm& args, uint32_t to, const CUtensorMap* from, uint32_t k,
                                                  uint32_t row, uint32_t barrier) {
     if (args.panels) {
-        copy_atoms(to, from, k / ATOM_CODES, row / PANEL_ROWS, barrier);
+        copy_tile(to, from, 0, k / ATOM_CODES, row / PANEL_ROWS, barrier);
     } else {
         copy_tile(to, from, k, row, barrier);
     }
@@ -120,11 +119,12 @@ __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
 //
 // The layout of a factor whose rows run along K, with this swizzle: row r, byte b is at
 //     address + r / 8 * group + r % 8 * 128 + b, with bits 4 to 6 of that xor its bits 7 to 9.
-// So eight rows are one piece of 1024 bytes, aligned to as much, whose bits 7 to 9 say r % 8: 16 bytes c of row r lie at
-// r % 8 * 128 + (c ^ r % 8) * 16 in it, which is an atom of a weight in panels. The pieces may lie anywhere, `group` bytes
-// apart. A descriptor holds, in units of 16 bytes: the address in bits 0 to 13; the distance between columns in 16 to 29,
-// which this swizzle does not use; `group` in 32 to 45; in 49 to 51 where in its 1024 bytes a piece starts, 0; the swizzle
-// in 62 to 63. Adding 2 moves the tile by 32 bytes along its rows: bits 7 to 9 stay, so the swizzle goes on to fit.
+// So eight rows are one piece of 1024 bytes, aligned to as much, whose bits 7 to 9 say r % 8: 16 bytes c of row r lie
+// at r % 8 * 128 + (c ^ r % 8) * 16 in it, which is an atom of a weight in panels. The pieces may lie anywhere, `group`
+// bytes apart. A descriptor holds, in units of 16 bytes: the address in bits 0 to 13; the distance between columns in
+// 16 to 29, which this swizzle does not use; `group` in 32 to 45; in 49 to 51 where in its 1024 bytes a piece starts,
+// 0; the swizzle in 62 to 63. Adding 2 moves the tile by 32 bytes along its rows: bits 7 to 9 stay, so the swizzle goes
+// on to fit.
 __device__ __forceinline__ uint64_t tile_descriptor(uint32_t address, uint32_t group = 1024) {
     constexpr uint64_t SWIZZLE_128 = 1;
     return uint64_t(address & 0x3ffff) >> 4 | 1ull << 16 | uint64_t(group >> 4) << 32 | SWIZZLE_128 << 62;

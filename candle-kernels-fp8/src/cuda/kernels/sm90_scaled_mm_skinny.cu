@@ -1,11 +1,13 @@
 // Products with at most 32 rows of activations, on Hopper: bound by the bytes of the weight.
 //
-// A block takes tiles of `rows` output features, at most 64, over all of K, so many that every multiprocessor gets about
-// the same number of bytes. One warp copies the tile in boxes of 128 codes along K, with the activations beside them, into
-// a ring; two warpgroups take turns with its stages. The weight is the left factor of the instruction, whose 64 rows may
-// reach past the box into whatever lies behind it: sums of those rows are not stored.
-// Of a weight in rows, each box is a copy. Of one in panels, all boxes of a stage are one copy, or those of each panel are:
-// bytes that follow each other, for which no tensor map has to be fetched before the first of them can be asked for.
+// A block takes tiles of `rows` output features, at most 64, over all of K, so many that every multiprocessor gets
+// about the same number of bytes. One warp copies the tile in boxes of 128 codes along K, with the activations beside
+// them, into a ring; two warpgroups take turns with its stages. The weight is the left factor of the instruction, whose
+// 64 rows may reach past the box into whatever lies behind it: sums of those rows are not stored.
+// Of a weight in rows, each box is a copy. Of one in panels, all boxes of a stage are one copy, or those of each panel
+// are: bytes that follow each other, for which no tensor map has to be fetched before the first of them can be asked
+// for. The activations of a stage are one copy too, if no box goes past the end of K: copies are few, since a start
+// waits for them.
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
@@ -50,9 +52,12 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const ScaledMm& 
                                         const CUtensorMap& x, const CUtensorMap& weight, const Ring<TOKENS>& ring,
                                         bool pieces, bool dependent) {
     auto full = [&](uint32_t stage) { return shared_address(&shared.full[stage]); };
+    // The map of the activations is [boxes, rows, 128] then, and boxes that they do not have are zeros, and count.
+    const bool whole = args.k % DEPTH == 0;
     // Also has the stage wait for the activations.
     auto copy_weight = [&](uint32_t stage, uint32_t tile, uint32_t turn) {
-        const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES), x_bytes = boxes * TOKENS * DEPTH;
+        const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
+        const uint32_t x_bytes = (whole ? BOXES : boxes) * TOKENS * DEPTH;
         const uint32_t panel = tile * (ring.rows / PANEL_ROWS);
         if (pieces) {
             // Neither panels nor boxes that the weight does not have.
@@ -68,7 +73,7 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const ScaledMm& 
         } else if (args.panels) {
             // Those that the weight does not have are zeros, and count.
             barrier_expect(full(stage), BOXES * ring.rows * DEPTH + x_bytes);
-            copy_atoms(ring.weight(stage), &weight, turn * BOXES, panel, full(stage));
+            copy_tile(ring.weight(stage), &weight, 0, turn * BOXES, panel, full(stage));
         } else {
             barrier_expect(full(stage), boxes * ring.rows * DEPTH + x_bytes);
 #pragma unroll 1
@@ -79,6 +84,10 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const ScaledMm& 
         }
     };
     auto copy_x = [&](uint32_t stage, uint32_t turn) {
+        if (whole) {
+            copy_tile(ring.x(stage, 0), &x, 0, 0, turn * BOXES, full(stage));
+            return;
+        }
         const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
 #pragma unroll 1
         for (uint32_t box = 0; box < boxes; box++) {
@@ -243,7 +252,7 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
         const __grid_constant__ ScaledMm args, const __grid_constant__ CUtensorMap x,                                   \
         const __grid_constant__ CUtensorMap weight, uint32_t rows, uint32_t stages, uint32_t pieces,                   \
         uint32_t dependent) {                                                                                          \
-        skinny<TOKENS, BLOCK>(args, x, weight, rows, stages, pieces, dependent);                                        \
+        skinny<TOKENS, BLOCK>(args, x, weight, rows, stages, pieces, dependent);                                       \
     }
 
 SKINNY(8, , false)

@@ -30,9 +30,9 @@ struct Tile {
     __device__ static __forceinline__ uint32_t own_row() { return threadIdx.x / PIECES; }
     __device__ static __forceinline__ uint32_t own_byte() { return threadIdx.x % PIECES * 16; }
 
-    // A thread's share of copying ROWS rows: `from` is its piece of its first row, and rows that are a multiple of eight
-    // apart are so many times `stride` bytes apart. Zeros for rows past the first `rows`, and for what is past the first
-    // `bytes` of each.
+    // A thread's share of copying ROWS rows: `from` is its piece of its first row, and rows that are a multiple of
+    // eight apart are so many times `stride` bytes apart. Zeros for rows past the first `rows`, and for what is past
+    // the first `bytes` of each.
     template <uint32_t ROWS, uint32_t THREADS>
     __device__ static __forceinline__ void copy(uint32_t to, const uint8_t* from, uint64_t stride, uint32_t rows,
                                                 uint32_t bytes) {

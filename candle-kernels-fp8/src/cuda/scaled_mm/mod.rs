@@ -70,8 +70,8 @@ pub struct ScaledMm {
     pub k: usize,
     /// `[m, k]`.
     pub activations: Activations,
-    /// Elements from one row of activations to the next; rows start at multiples of 16 bytes. What is between them is not
-    /// used.
+    /// Elements from one row of activations to the next; rows start at multiples of 16 bytes. What is between them is
+    /// not used.
     pub row_stride: usize,
     /// E4M3 `[n, k]`, a multiple of 16.
     pub weight: Address,

@@ -107,6 +107,26 @@ fn x_map(args: &ScaledMm, rows: u32) -> Result<sys::CUtensorMap, Error> {
     rows_map(codes, (args.m, args.k), args.row_stride, rows)
 }
 
+/// As [`x_map`], of rows of whole tiles: a copy brings `boxes` neighbouring tiles, one after the other.
+fn x_boxes_map(args: &ScaledMm, rows: u32, boxes: u32) -> Result<sys::CUtensorMap, Error> {
+    let Activations::Codes { codes, .. } = args.activations else {
+        unreachable!("tiles hold codes");
+    };
+    assert!(
+        args.k.is_multiple_of(DEPTH),
+        "no tile goes on into the next row"
+    );
+    let map = Map {
+        elements: sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        address: codes,
+        sizes: &[DEPTH as u64, args.m as u64, (args.k / DEPTH) as u64],
+        strides: &[args.row_stride as u64, DEPTH as u64],
+        tile: &[DEPTH as u32, rows, boxes],
+        swizzle: sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
+    map.encode()
+}
+
 /// The map of the weight, in tiles of `rows` rows, a multiple of 8; in panels they are `atoms` times 128 codes deep.
 fn weight_map(args: &ScaledMm, rows: u32, atoms: u32) -> Result<sys::CUtensorMap, Error> {
     let &ScaledMm { weight, n, k, .. } = args;

@@ -2,7 +2,7 @@
 
 use cudarc::driver::CudaStream;
 
-use super::{ALIGNED, DEPTH, SHARED, in_boxes, weight_map, x_map};
+use super::{ALIGNED, DEPTH, SHARED, in_boxes, weight_map, x_boxes_map, x_map};
 use crate::cuda::Gpu;
 use crate::cuda::error::Error;
 use crate::cuda::launch::{Launch, args};
@@ -57,8 +57,8 @@ impl Sm90Skinny {
         comes && in_boxes(args) && args.m <= if row_wise(args) { 32 } else { 16 }
     }
 
-    /// Stages of the ring, and bytes of shared memory with what aligning it may cost, as device code lays it out: sums of
-    /// two warpgroups for two tiles, scales, barriers; then the ring.
+    /// Stages of the ring, and bytes of shared memory with what aligning it may cost, as device code lays it out: sums
+    /// of two warpgroups for two tiles, scales, barriers; then the ring.
     fn stages_and_shared(self, tokens: u32) -> (u32, u32) {
         let sums = 2 * 2 * tokens * (MOST_ROWS + 4) * 4;
         let before = (sums + tokens * 4 + 2 * MOST_STAGES * 8).next_multiple_of(ALIGNED) + ALIGNED;
@@ -98,7 +98,11 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
 ) -> Result<(), Error> {
     let params = Params::new(args);
     let tokens = Sm90Skinny::tokens(args);
-    let x = x_map(args, tokens)?;
+    // Device code goes by the same condition.
+    let x = match args.k.is_multiple_of(DEPTH) {
+        true => x_boxes_map(args, tokens, BOXES)?,
+        false => x_map(args, tokens)?,
+    };
     let weight = match config.copies {
         Copies::Tiles => weight_map(args, config.rows, BOXES)?,
         // Not used.

@@ -32,6 +32,12 @@ __device__ __forceinline__ const uint8_t* weight_piece(const ScaledMm& args, uin
 
 __device__ __forceinline__ uint32_t weight_step(const ScaledMm& args) { return args.panels ? ATOM_BYTES : ATOM_CODES; }
 
+// From a piece in the first half of 128 codes of a row to the one 64 codes further on, in bytes. In the last four rows of a
+// panel, the halves have changed places.
+__device__ __forceinline__ int32_t weight_half_step(const ScaledMm& args, uint32_t row) {
+    return args.panels && row % PANEL_ROWS >= 4 ? -64 : 64;
+}
+
 // a / b, without a division where runs and blocks are as they mostly are.
 __device__ __forceinline__ uint32_t quotient(uint32_t a, uint32_t b) {
     return a < b ? 0 : b == 1 ? a : b == 128 ? a / 128 : a / b;

@@ -215,16 +215,22 @@ __device__ __forceinline__ void mma(const ScaledMm& args) {
         }
     }
     const uint32_t ring = shared_address(shared);
+    using Weights = typename Operands::Weights;
+    using X = typename Operands::X;
+    // What this thread copies of the first step.
+    const uint32_t own_row = place.feature + Weights::own_row();
+    const uint8_t* const first_piece = weight_piece(args, own_row, Weights::own_byte());
+    const uint32_t weight_step = ::weight_step(args);
+    const int32_t half_step = weight_half_step(args, own_row);
     auto copy_weights = [&](uint32_t stage, uint32_t step) {
-        using Weights = typename Operands::Weights;
         const uint32_t k = step * DEPTH;
-        const uint8_t* from = weight_piece(args, place.feature + Weights::own_row(), k + Weights::own_byte());
+        const uint8_t* from = first_piece + uint64_t(k / ATOM_CODES) * weight_step;
+        if (k % ATOM_CODES) from += half_step;
         Weights::template copy<FEATURES, THREADS>(ring + stage * STAGE, from, args.weight_stride,
                                                   args.n - place.feature, args.k - k);
     };
     auto copy_x = [&](uint32_t stage, uint32_t step) {
         const uint32_t to = ring + stage * STAGE;
-        using X = typename Operands::X;
         const uint64_t stride = uint64_t(args.x_stride) * sizeof(T);
         const uint8_t* from = static_cast<const uint8_t*>(args.x) + (place.token + X::own_row()) * stride;
         X::template copy<TOKENS, THREADS>(to + X_AT, from + step * 128 + X::own_byte(), stride, args.m - place.token,

@@ -91,9 +91,9 @@ __device__ __forceinline__ void skinny(const ScaledMm& args) {
         const uint32_t eight = min(first + e * 8, (args.n - 1) / 8 * 8);
         rows[e] = weight_piece(args, args.panels ? eight + g : weight_row(e), t * 16);
     }
-    // From a piece to the one 64 codes further on. Of panels, row g of an atom has them in each other's place if g > 3.
+    static_assert(PIECE == 64);
     const uint32_t step = weight_step(args);
-    const int32_t ahead_in_row = args.panels && g >= 4 ? -int32_t(PIECE) : int32_t(PIECE);
+    const int32_t half_step = weight_half_step(args, g);
     auto copy_chunk = [&](uint32_t slot, uint32_t chunk) {
         if (chunk < chunks) {
 #pragma unroll
@@ -101,7 +101,7 @@ __device__ __forceinline__ void skinny(const ScaledMm& args) {
                 const bool present = chunk * CHUNK + p * PIECE + t * 16 < args.k;
 #pragma unroll
                 for (uint32_t e = 0; e < EIGHTS; e++) {
-                    const uint8_t* from = rows[e] + uint64_t(chunk) * step + int32_t(p) * ahead_in_row;
+                    const uint8_t* from = rows[e] + uint64_t(chunk) * step + int32_t(p) * half_step;
                     copy16(shared_address(&ring[slot][e][p][lane]), present ? from : args.weight, present ? 16 : 0);
                 }
             }

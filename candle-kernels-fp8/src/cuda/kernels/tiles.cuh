@@ -38,12 +38,22 @@ struct Tile {
                                                 uint32_t bytes) {
         constexpr uint32_t AT_ONCE = THREADS / PIECES;
         static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % CYCLE == 0 && AT_ONCE % 8 == 0);
-        const uint32_t present = min(max(int32_t(bytes - own_byte()), 0), 16);
         const int32_t left = rows - own_row();
         to += place(own_row(), threadIdx.x % PIECES);
+        // Parts of pieces, where a row ends in one, cost more instructions.
+        if (bytes < ROW_BYTES && bytes % 16) {
+            const uint32_t present = min(max(int32_t(bytes - own_byte()), 0), 16);
+#pragma unroll 1
+            for (int32_t i = 0; i < int32_t(ROWS); i += AT_ONCE) {
+                copy16(to + i * ROW_BYTES, from, i < left ? present : 0);
+                from += AT_ONCE * stride;
+            }
+            return;
+        }
+        const bool present = own_byte() < bytes;
 #pragma unroll
         for (int32_t i = 0; i < int32_t(ROWS); i += AT_ONCE) {
-            copy16(to + i * ROW_BYTES, from, i < left ? present : 0);
+            copy16(to + i * ROW_BYTES, from, present && i < left ? 16 : 0);
             from += AT_ONCE * stride;
         }
     }

@@ -160,3 +160,92 @@ fn read_micros(args: &ScaledMm) -> f64 {
 fn steps(args: &ScaledMm) -> f64 {
     args.k.div_ceil(DEPTH) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ScaleLayout;
+    use crate::cuda::{Accumulation, Activations, Float, Scaling, WeightLayout};
+
+    const HOPPER: Gpu = Gpu {
+        capability: (9, 0),
+        processors: 132,
+    };
+    const ADA: Gpu = Gpu {
+        capability: (8, 9),
+        processors: 142,
+    };
+
+    fn product((m, n, k): (usize, usize, usize), weight_layout: WeightLayout) -> ScaledMm {
+        ScaledMm {
+            m,
+            n,
+            k,
+            activations: Activations::Codes {
+                codes: 0,
+                scales: 0,
+                scaling: Scaling::Token,
+            },
+            row_stride: k.next_multiple_of(16),
+            weight: 0,
+            weight_layout,
+            weight_scales: 0,
+            layout: ScaleLayout::Channel,
+            bias: None,
+            out: 0,
+            out_float: Float::Bf16,
+            accumulation: Accumulation::Promoted,
+            dependent: false,
+        }
+    }
+
+    fn layouts(k: usize) -> [WeightLayout; 2] {
+        let stride = k.next_multiple_of(16);
+        [WeightLayout::Rows { stride }, WeightLayout::Panels]
+    }
+
+    /// Whatever the sizes are: those of a row of codes, too.
+    #[test]
+    fn what_is_chosen_serves() {
+        let values = |float| Activations::Values { values: 0, float };
+        for m in [1, 8, 16, 17, 32, 33, 64, 100, 300, 3000] {
+            for (n, k) in [
+                (1, 1),
+                (6144, 4096),
+                (1000, 100),
+                (300, 2055),
+                (28672, 4096),
+            ] {
+                for layout in layouts(k) {
+                    let codes = product((m, n, k), layout);
+                    let mut all = vec![codes];
+                    for float in [Float::Bf16, Float::F16, Float::F32] {
+                        all.push(ScaledMm {
+                            activations: values(float),
+                            ..codes
+                        });
+                    }
+                    for args in all {
+                        for gpu in [HOPPER, ADA] {
+                            let kernel = Kernel::chosen(gpu, &args);
+                            assert!(kernel.serves(gpu, &args), "{kernel}: {args:?}");
+                            let float32 = matches!(args.activations, Activations::Values { float, .. } if float == Float::F32);
+                            let any = matches!(kernel, Kernel::Any(_));
+                            assert_eq!(any, float32, "{kernel}: {args:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_layout_of_a_weight_says_how_it_is_copied() {
+        let chosen =
+            layouts(4096).map(|layout| Kernel::chosen(HOPPER, &product((1, 6144, 4096), layout)));
+        assert_eq!(
+            chosen.map(|kernel| kernel.to_string()),
+            ["sm90 skinny 48", "sm90 skinny 48 pieces"]
+        );
+    }
+}

@@ -32,8 +32,8 @@ __device__ __forceinline__ const uint8_t* weight_piece(const ScaledMm& args, uin
 
 __device__ __forceinline__ uint32_t weight_step(const ScaledMm& args) { return args.panels ? ATOM_BYTES : ATOM_CODES; }
 
-// From a piece in the first half of 128 codes of a row to the one 64 codes further on, in bytes. In the last four rows of a
-// panel, the halves have changed places.
+// From a piece in the first half of 128 codes of a row to the one 64 codes further on, in bytes. In the last four rows
+// of a panel, the halves have changed places.
 __device__ __forceinline__ int32_t weight_half_step(const ScaledMm& args, uint32_t row) {
     return args.panels && row % PANEL_ROWS >= 4 ? -64 : 64;
 }

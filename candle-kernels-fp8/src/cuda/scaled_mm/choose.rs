@@ -229,7 +229,10 @@ mod tests {
                         for gpu in [HOPPER, ADA] {
                             let kernel = Kernel::chosen(gpu, &args);
                             assert!(kernel.serves(gpu, &args), "{kernel}: {args:?}");
-                            let float32 = matches!(args.activations, Activations::Values { float, .. } if float == Float::F32);
+                            let float32 = match args.activations {
+                                Activations::Values { float, .. } => float == Float::F32,
+                                Activations::Codes { .. } => false,
+                            };
                             let any = matches!(kernel, Kernel::Any(_));
                             assert_eq!(any, float32, "{kernel}: {args:?}");
                         }

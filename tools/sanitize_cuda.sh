@@ -15,6 +15,7 @@ set -euo pipefail
 few=(
     the_case_table nan_goes_where_it_belongs a_dependent_launch_waits               # cuda_scaled_mm
     dependent_launches every_group every_type every_layout every_length rows_are_padded # cuda_token
+    weights_are_packed
 )
 
 fail() { printf '%s\n' "$*" >&2; exit 1; }

@@ -21,6 +21,15 @@ pub(crate) enum Scheme {
     W8a16,
 }
 
+/// Where the codes of a weight are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Layout {
+    /// Row-major.
+    Rows,
+    /// In the order that products read them.
+    Panels,
+}
+
 /// Output × input features of a name in [`SHAPES`], or as `N×K` says.
 pub(crate) fn shape(text: &str) -> Result<(usize, usize), String> {
     if let Some((_, shape)) = SHAPES.iter().find(|(name, _)| *name == text) {

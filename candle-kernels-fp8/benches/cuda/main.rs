@@ -48,6 +48,10 @@ struct Args {
     #[arg(long, value_enum, default_value = "row")]
     scheme: cases::Scheme,
 
+    /// Where the codes of the weight are; the read goes through as many bytes.
+    #[arg(long, value_enum, default_value = "panels")]
+    layout: cases::Layout,
+
     /// Add codes up in the tensor cores alone.
     #[arg(long)]
     fast: bool,

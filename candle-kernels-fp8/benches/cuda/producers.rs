@@ -3,7 +3,7 @@
 use candle_kernels_fp8::cuda::Gpu;
 
 use crate::Args;
-use crate::cases::{self, Scheme};
+use crate::cases;
 use crate::device::{Device, Failed};
 use crate::products::{self, PAST_L2, Weights};
 use crate::tokens::Tokens;
@@ -125,7 +125,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     );
     for consumer in CONSUMERS {
         let (n, k) = cases::shape(consumer)?;
-        let weights = Weights::new(&device, Scheme::Row, n, k)?;
+        let weights = Weights::new(&device, args, n, k)?;
         let producers = Producer::before(consumer);
         for &m in &args.m {
             let product = products::seconds(&device, &weights, args, m)?;

@@ -1,13 +1,14 @@
 //! Products, checked and timed.
 
 use candle_kernels_fp8::cuda::{
-    self, Accumulation, Activations, Error, Float, Gpu, Kernel, ScaledMm, Scaling,
+    self, Accumulation, Activations, Error, Float, Gpu, Kernel, Panels, ScaledMm, Scaling,
+    WeightLayout,
 };
 use candle_kernels_fp8::{ScaleLayout, e4m3};
 use half::bf16;
 
 use crate::Args;
-use crate::cases::{self, Scheme};
+use crate::cases::{self, Layout, Scheme};
 use crate::device::{Buffer, Device, Failed};
 use crate::peer::{Peer, Times};
 use crate::random::Random;
@@ -18,7 +19,11 @@ pub(crate) const PAST_L2: usize = 300_000_000;
 pub(crate) fn run(args: &Args) -> Result<(), Failed> {
     let device = Device::new()?;
     let gpu = Gpu::of(&device.stream)?;
-    println!("{}: {gpu:?}", device.stream.context().name()?);
+    let layout = format!("{:?}", args.layout).to_lowercase();
+    println!(
+        "{}: {gpu:?}; weights in {layout}",
+        device.stream.context().name()?
+    );
     let mut peer = args.peer.as_deref().map(Peer::start).transpose()?;
     let shapes = match &args.shapes[..] {
         [] => cases::SHAPES.iter().map(|(_, shape)| *shape).collect(),
@@ -28,11 +33,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
             .collect::<Result<Vec<_>, _>>()?,
     };
     println!(
-        "{:>13} {:>5}  {:<14} {:>9} {:>8} {:>7} {:>7} {:>7} {:>7} {:>7}",
+        "{:>13} {:>5}  {:<22} {:>9} {:>8} {:>7} {:>7} {:>7} {:>7} {:>7}",
         "N x K", "M", "kernel", "us", "TFLOP/s", "GB/s", "x row", "x tens.", "x bf16", "x read"
     );
     for (n, k) in shapes {
-        let weights = Weights::new(&device, args.scheme, n, k)?;
+        let weights = Weights::new(&device, args, n, k)?;
         for &m in &args.m {
             Product::new(&device, &weights, args, m)?.report(gpu, peer.as_mut())?;
         }
@@ -61,13 +66,14 @@ pub(crate) struct Weights {
     host_scales: Vec<f32>,
     scales: Buffer<f32>,
     layout: ScaleLayout,
+    weight_layout: WeightLayout,
     copies: Vec<Buffer<u8>>,
 }
 
 impl Weights {
-    pub(crate) fn new(device: &Device, scheme: Scheme, n: usize, k: usize) -> Result<Self, Failed> {
+    pub(crate) fn new(device: &Device, args: &Args, n: usize, k: usize) -> Result<Self, Failed> {
         let mut random = Random::new((n * k) as u64);
-        let layout = match scheme {
+        let layout = match args.scheme {
             Scheme::Block => ScaleLayout::Block {
                 rows: 128,
                 cols: 128,
@@ -76,11 +82,34 @@ impl Weights {
         };
         let host = random.codes(n * k);
         let host_scales = random.scales(layout.len(n, k));
-        let first = device.upload(&host)?;
-        let mut copies = vec![first];
-        for _ in 1..(PAST_L2 / (n * k)).max(2) {
-            copies.push(device.copy(&copies[0])?);
-        }
+        let rows = device.upload(&host)?;
+        let count = (PAST_L2 / (n * k)).max(2);
+        let copies = match args.layout {
+            Layout::Rows => (0..count)
+                .map(|_| device.copy(&rows))
+                .collect::<Result<_, _>>()?,
+            Layout::Panels => {
+                let room = |_| device.room(Panels { n, k }.len());
+                (0..count).map(room).collect::<Result<Vec<_>, _>>()?
+            }
+        };
+        let weight_layout = match args.layout {
+            Layout::Rows => WeightLayout::Rows { stride: k },
+            Layout::Panels => {
+                let panels = Panels { n, k };
+                // SAFETY: the buffers are as large as the sizes say and live until the stream is synchronized.
+                let seconds = device.time(args.replays, count, |copy| unsafe {
+                    let to = copies[copy].address;
+                    cuda::pack(&device.stream, (rows.address, k), to, panels, false)
+                })?;
+                println!(
+                    "{n} x {k} into panels: {:.2} us, {:.0} GB/s",
+                    seconds * 1e6,
+                    (n * k + panels.len()) as f64 / seconds / 1e9
+                );
+                WeightLayout::Panels
+            }
+        };
         Ok(Self {
             n,
             k,
@@ -88,6 +117,7 @@ impl Weights {
             host,
             host_scales,
             layout,
+            weight_layout,
             copies,
         })
     }
@@ -167,7 +197,7 @@ impl<'a> Product<'a> {
             activations,
             row_stride: k,
             weight: self.weights.copies[copy].address,
-            weight_stride: k,
+            weight_layout: self.weights.weight_layout,
             weight_scales: self.weights.scales.address,
             layout,
             bias: None,
@@ -305,7 +335,7 @@ impl<'a> Product<'a> {
             None => "-".to_string(),
         };
         println!(
-            "{self} {kernel:<14} {:>9.2} {:>8.0} {:>7.0} {:>7} {:>7} {:>7} {:>7.2}",
+            "{self} {kernel:<22} {:>9.2} {:>8.0} {:>7.0} {:>7} {:>7} {:>7} {:>7.2}",
             seconds * 1e6,
             operations / seconds / 1e12,
             bytes / seconds / 1e9,

@@ -55,6 +55,7 @@ modules! {
     Cast = "cast",
     Dequantize = "dequantize",
     FakeQuantize = "fake_quantize",
+    Pack = "pack",
     Pad = "pad",
     Quantize = "quantize",
     RmsNorm = "rms_norm",

@@ -18,6 +18,7 @@ mod float;
 mod gpu;
 mod launch;
 mod library;
+mod pack;
 mod pad;
 pub mod probe;
 mod quantize;
@@ -32,12 +33,13 @@ pub use error::Error;
 pub use fake_quantize::{FakeQuantize, fake_quantize};
 pub use float::Float;
 pub use gpu::Gpu;
+pub use pack::{Panels, pack, unpack};
 pub use pad::{pad_rows, padded};
 pub use quantize::{Quantize, QuantizeTensor, TENSOR_SCRATCH, quantize, quantize_tensor};
 pub use rms_norm::{Residual, RmsNorm, rms_norm};
 pub use rows::{Output, Quantization};
 pub use scaled_mm::{
-    Accumulation, Activations, Kernel, ScaledMm, Scaling, scaled_mm, scaled_mm_with,
+    Accumulation, Activations, Kernel, ScaledMm, Scaling, WeightLayout, scaled_mm, scaled_mm_with,
 };
 pub use silu_mul::{SiluMul, silu_mul};
 

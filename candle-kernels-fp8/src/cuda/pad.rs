@@ -1,4 +1,5 @@
-//! Rows moved apart, so that each starts at a multiple of 16 bytes, as matrix products ask for.
+//! Rows moved apart, so that each starts at a multiple of 16 bytes, as matrix products ask for of activations, and of
+//! weights in rows.
 
 use cudarc::driver::CudaStream;
 
@@ -44,7 +45,7 @@ pub unsafe fn pad_rows(
         dependent,
     };
     let kernel = Module::Pad.kernel("pad_rows")?;
-    let (stride, to_stride, k) = (stride as u64, padded(k) as u64, size(k));
+    let (stride, to_stride, k) = (stride as u64, size(padded(k)), size(k));
     // SAFETY: the kernel takes these arguments; the caller vouches for the memory.
     unsafe { launch.run(stream, kernel, args![&from, &stride, &to, &to_stride, &k]) }
 }

@@ -11,7 +11,7 @@ pub(crate) const M: [usize; 18] = [
     1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 127, 128, 129, 255, 300, 513,
 ];
 pub(crate) const N: [usize; 12] = [1, 7, 8, 15, 64, 100, 127, 128, 129, 256, 272, 1000];
-pub(crate) const K: [usize; 10] = [16, 32, 48, 112, 128, 144, 256, 272, 2064, 4096];
+pub(crate) const K: [usize; 13] = [1, 16, 32, 48, 100, 112, 128, 144, 256, 272, 519, 2064, 4096];
 
 const fn block(rows: usize, cols: usize) -> ScaleLayout {
     ScaleLayout::Block { rows, cols }

@@ -10,10 +10,10 @@ mod problem;
 
 use candle_kernels_fp8::ScaleLayout;
 use candle_kernels_fp8::cuda::{
-    Accumulation, Activations, Float, Kernel, ScaledMm, Scaling, scaled_mm_with,
+    Accumulation, Activations, Float, Kernel, ScaledMm, Scaling, WeightLayout, scaled_mm_with,
 };
 use oracle::cases::{Random, table};
-use problem::{Problem, X, run, values_of};
+use problem::{Problem, Uploaded, X, run, values_of};
 use std::collections::{BTreeMap, BTreeSet};
 use support_cuda::{Device, say};
 
@@ -29,17 +29,26 @@ struct Report {
 }
 
 impl Report {
-    /// Runs all kernels that serve a problem.
+    /// Runs all kernels that serve a problem, with its weight in each layout: to the bit the same results, whatever
+    /// copies the weight, since the same numbers are added up in the same order.
     fn check(&mut self, device: &Device, name: &str, problem: &Problem) {
         let expected = problem.expected();
         let uploaded = problem.upload(device);
-        for kernel in Kernel::all() {
-            if !kernel.serves(device.gpu, &uploaded.args) {
-                continue;
-            }
+        let mut of_rows: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for (kernel, args) in runs(device, &uploaded) {
             self.runs += 1;
-            let result = run(device, kernel, &uploaded)
-                .and_then(|found| problem.check(kernel, &found, &expected));
+            let in_rows = args.weight_layout != WeightLayout::Panels;
+            let base = kernel.to_string().trim_end_matches(" pieces").to_string();
+            let result = run(device, kernel, &args).and_then(|found| {
+                if let Some(rows) = of_rows.get(&base).filter(|_| !in_rows) {
+                    same(rows, &found, problem.n)?;
+                }
+                let error = problem.check(kernel, &found, &expected);
+                if in_rows {
+                    of_rows.insert(base, found);
+                }
+                error
+            });
             match result {
                 Ok(error) => {
                     let kind = match &problem.x {
@@ -56,8 +65,9 @@ impl Report {
                     };
                     let &Problem { m, n, k, .. } = problem;
                     self.failures.push(format!(
-                        "{kernel}: {name} [{m}, {n}, {k}] {x}, weight {:?}, bias {}, {:?} out, {:?}, padding {}, \
-                         dependent {}: {text}",
+                        "{kernel}: {name} [{m}, {n}, {k}] {x}, weight in {}, scales {:?}, bias {}, {:?} out, {:?}, \
+                         padding {}, dependent {}: {text}",
+                        if in_rows { "rows" } else { "panels" },
                         problem.layout,
                         problem.bias.is_some(),
                         problem.out,
@@ -97,6 +107,32 @@ impl Report {
     }
 }
 
+/// Kernels with the arguments that they serve: each with a weight in rows before the same in panels, and before the
+/// kernels that differ from it in copies only.
+fn runs(device: &Device, uploaded: &Uploaded) -> Vec<(Kernel, ScaledMm)> {
+    let both = |kernel| uploaded.args.map(|args| (kernel, args));
+    let all = Kernel::all().into_iter().flat_map(both);
+    all.filter(|(kernel, args)| kernel.serves(device.gpu, args))
+        .collect()
+}
+
+/// Whether results of a weight in panels are those of the same in rows.
+fn same(rows: &[f64], panels: &[f64], n: usize) -> Result<(), String> {
+    let differ = |(a, b): (&f64, &f64)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
+    let wrong = rows.iter().zip(panels).filter(|&pair| differ(pair)).count();
+    match rows.iter().zip(panels).position(differ) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "[{}, {}] is {:e}, and {:e} of the weight in rows ({wrong} of {} differ)",
+            at / n,
+            at % n,
+            panels[at],
+            rows[at],
+            rows.len()
+        )),
+    }
+}
+
 #[test]
 fn the_case_table() {
     let Some(device) = Device::get() else { return };
@@ -123,13 +159,8 @@ fn every_size() {
         let values = cases::problem(sizes, layout, scaling, Some(float), seed as u64);
         for problem in [codes, values] {
             report.check(&device, "size", &problem);
-            let uploaded = problem.upload(&device);
-            let kernels = Kernel::all().into_iter();
-            served.extend(
-                kernels
-                    .filter(|kernel| kernel.serves(device.gpu, &uploaded.args))
-                    .map(|kernel| kernel.to_string()),
-            );
+            let runs = runs(&device, &problem.upload(&device)).into_iter();
+            served.extend(runs.map(|(kernel, _)| kernel.to_string()));
         }
     }
     for kernel in Kernel::all() {
@@ -248,11 +279,8 @@ fn every_code_everywhere() {
                     dependent: false,
                 };
                 let uploaded = problem.upload(&device);
-                for kernel in Kernel::all() {
-                    if !kernel.serves(device.gpu, &uploaded.args) {
-                        continue;
-                    }
-                    let found = run(&device, kernel, &uploaded)
+                for (kernel, args) in runs(&device, &uploaded) {
+                    let found = run(&device, kernel, &args)
                         .unwrap_or_else(|error| panic!("{kernel}: {error}"));
                     let wrong = found.iter().enumerate().find(|(i, found)| {
                         let expected = oracle::decode(code(i % n));
@@ -261,7 +289,9 @@ fn every_code_everywhere() {
                     if let Some((i, found)) = wrong {
                         let code = code(i % n);
                         failures.push(format!(
-                            "{kernel}, {float:?} [{m}, {n}, {k}]: code {code:#x} at {at} gives {found} at [{}, {}]",
+                            "{kernel}, {:?}, {float:?} [{m}, {n}, {k}]: code {code:#x} at {at} gives {found} at \
+                             [{}, {}]",
+                            args.weight_layout,
                             i / n,
                             i % n
                         ));
@@ -372,23 +402,20 @@ fn a_dependent_launch_waits() {
             let before = first.upload(&device);
             let second = cases::problem((m, n, k), channel, token, float, 3001 + m as u64);
             let after = second.upload(&device);
-            for kernel in Kernel::all() {
-                if !kernel.serves(device.gpu, &after.args) {
-                    continue;
-                }
+            for (kernel, after) in runs(&device, &after) {
                 let outcome = |dependent: bool| -> Vec<f64> {
                     let between = device.upload(&vec![0xff; m * width * first.out.size()]);
                     let out = device.upload(&vec![0xff; m * n * second.out.size()]);
                     let mut first = ScaledMm {
                         out: between.address,
                         dependent: false,
-                        ..before.args
+                        ..before.args[0]
                     };
                     first.accumulation = Accumulation::Promoted;
                     let mut second = ScaledMm {
                         out: out.address,
                         dependent,
-                        ..after.args
+                        ..after
                     };
                     match &mut second.activations {
                         Activations::Values { values, .. } => *values = between.address,
@@ -419,7 +446,8 @@ fn a_dependent_launch_waits() {
                     values.iter().map(|value| value.to_bits()).collect()
                 };
                 if bits(&expected) != bits(&found) || expected.iter().any(|value| value.is_nan()) {
-                    failures.push(format!("{kernel}, {float:?}, {m} rows"));
+                    let layout = after.weight_layout;
+                    failures.push(format!("{kernel}, {layout:?}, {float:?}, {m} rows"));
                 }
             }
         }

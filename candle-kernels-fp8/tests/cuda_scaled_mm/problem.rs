@@ -2,7 +2,8 @@
 
 use candle_kernels_fp8::ScaleLayout;
 use candle_kernels_fp8::cuda::{
-    Accumulation, Activations, Float, Kernel, ScaledMm, Scaling, scaled_mm_with,
+    Accumulation, Activations, Float, Kernel, Panels, ScaledMm, Scaling, WeightLayout,
+    scaled_mm_with,
 };
 use half::{bf16, f16};
 use rayon::prelude::*;
@@ -38,9 +39,10 @@ pub(crate) struct Problem {
     pub(crate) dependent: bool,
 }
 
-/// A problem in the memory of a device.
+/// A problem in the memory of a device, its weight in each layout.
 pub(crate) struct Uploaded {
-    pub(crate) args: ScaledMm,
+    /// With a weight in rows, then with the same in panels.
+    pub(crate) args: [ScaledMm; 2],
     /// What the addresses point to.
     _memory: Vec<Guarded>,
 }
@@ -75,6 +77,18 @@ fn padded(bytes: &[u8], row: usize, padding: usize) -> (Vec<u8>, usize) {
     (all, stride)
 }
 
+/// A weight `[n, k]` in panels.
+fn packed(weight: &[u8], n: usize, k: usize) -> Vec<u8> {
+    let panels = Panels { n, k };
+    let mut all = vec![0; panels.len()];
+    for (row, codes) in weight.chunks(k).enumerate() {
+        for (i, codes) in codes.chunks(16).enumerate() {
+            all[panels.place(row, i * 16)..][..codes.len()].copy_from_slice(codes);
+        }
+    }
+    all
+}
+
 impl Problem {
     pub(crate) fn upload(&self, device: &Device) -> Uploaded {
         let mut memory = Vec::new();
@@ -82,7 +96,8 @@ impl Problem {
             memory.push(device.upload(bytes));
             memory.last().unwrap().address
         };
-        let (weight, weight_stride) = padded(&self.weight, self.k, self.padding);
+        let (weight, stride) = padded(&self.weight, self.k, self.padding);
+        let packed = address(&packed(&self.weight, self.n, self.k));
         let (activations, row_stride) = match &self.x {
             X::Values(values, float) => {
                 let bytes = bytes_of(values, *float);
@@ -101,14 +116,14 @@ impl Problem {
                 (activations, stride)
             }
         };
-        let args = ScaledMm {
+        let rows = ScaledMm {
             m: self.m,
             n: self.n,
             k: self.k,
             activations,
             row_stride,
             weight: address(&weight),
-            weight_stride,
+            weight_layout: WeightLayout::Rows { stride },
             weight_scales: address(&bytes_of(&self.scales, Float::F32)),
             layout: self.layout,
             bias: self
@@ -120,8 +135,13 @@ impl Problem {
             accumulation: self.accumulation,
             dependent: self.dependent && device.gpu.launches_dependents(),
         };
+        let panels = ScaledMm {
+            weight: packed,
+            weight_layout: WeightLayout::Panels,
+            ..rows
+        };
         Uploaded {
-            args,
+            args: [rows, panels],
             _memory: memory,
         }
     }
@@ -230,18 +250,13 @@ impl Problem {
 }
 
 /// The results, or why there are none. They are computed twice, into memory that held something else.
-pub(crate) fn run(
-    device: &Device,
-    kernel: Kernel,
-    uploaded: &Uploaded,
-) -> Result<Vec<f64>, String> {
-    let args = uploaded.args;
+pub(crate) fn run(device: &Device, kernel: Kernel, args: &ScaledMm) -> Result<Vec<f64>, String> {
     let len = args.m * args.n * args.out_float.size();
     let once = |poison: u8| {
         let out = device.upload(&vec![poison; len]);
         let args = ScaledMm {
             out: out.address,
-            ..args
+            ..*args
         };
         // SAFETY: the memory is as large as the arguments say, and lives until the download has waited for the stream.
         unsafe { scaled_mm_with(&device.stream, &args, kernel) }

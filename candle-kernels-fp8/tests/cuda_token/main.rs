@@ -5,6 +5,7 @@
 mod cast;
 mod chain;
 mod dequantize;
+mod pack;
 mod quantize;
 mod rms_norm;
 mod rows;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common.cuh"
+#include "shared.cuh"
 
 // The larger of two magnitudes; NaN, without a sign, if one of them is.
 __device__ __forceinline__ float max_magnitude(float a, float b) {
@@ -48,7 +49,7 @@ __device__ __forceinline__ uint4 load_constant(const void* address) {
 // By one thread of a block: `barrier` is to wait for so many bytes, once.
 __device__ __forceinline__ void announce(uint64_t* barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
-    const uint32_t address = uint32_t(__cvta_generic_to_shared(barrier));
+    const uint32_t address = shared_address(barrier);
     asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -71,7 +72,7 @@ __device__ __forceinline__ void cluster_wait() {
 // Writes to the place that `own` is in another block's shared memory, for its `barrier`.
 __device__ __forceinline__ void send(uint32_t* own, uint64_t* barrier, uint32_t block, uint32_t value) {
 #if __CUDA_ARCH__ >= 900
-    const uint32_t to = uint32_t(__cvta_generic_to_shared(own)), at = uint32_t(__cvta_generic_to_shared(barrier));
+    const uint32_t to = shared_address(own), at = shared_address(barrier);
     asm volatile("{ .reg .b32 to, at; mapa.shared::cluster.u32 to, %0, %2; mapa.shared::cluster.u32 at, %1, %2;"
                  " st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [to], %3, [at]; }" ::"r"(to),
                  "r"(at), "r"(block), "r"(value)
@@ -81,7 +82,7 @@ __device__ __forceinline__ void send(uint32_t* own, uint64_t* barrier, uint32_t 
 
 __device__ __forceinline__ void receive(uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
-    const uint32_t address = uint32_t(__cvta_generic_to_shared(barrier));
+    const uint32_t address = shared_address(barrier);
     uint32_t done = 0;
     while (!done) {
         asm volatile("{ .reg .pred done; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], 0;"

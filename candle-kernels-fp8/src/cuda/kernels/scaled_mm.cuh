@@ -2,8 +2,10 @@
 #pragma once
 
 #include "common.cuh"
+#include "panels.cuh"
 
-// Host twin: `Params` in `scaled_mm/params.rs`. Everything is row-major; rows start at multiples of 16 bytes.
+// Host twin: `Params` in `scaled_mm/params.rs`. Everything but a weight in panels is row-major; rows start at multiples
+// of 16 bytes.
 struct ScaledMm {
     const void* x;              // [m, k], codes or values of x_float
     const float* x_scales;      // null for values; scale of (row, k): [row * x_scale_row + k / x_scale_run]
@@ -13,11 +15,28 @@ struct ScaledMm {
     void* out;                  // [m, n], dense, of out_float
     uint32_t m, n, k;
     uint32_t x_stride;      // elements from row to row
-    uint32_t weight_stride; // bytes from row to row
+    uint32_t weight_stride; // bytes from row to row; in panels, those that a row takes
+    uint32_t panels;        // whether the weight lies in panels, not in rows
     uint32_t x_scale_row, x_scale_run;
     uint32_t weight_scale_rows, weight_scale_row, weight_scale_run;
     Float x_float, bias_float, out_float;
 };
+
+// Where the 16 codes of the weight from k on, a multiple of 16, of a row are. In both layouts, eight rows further on
+// they are 8 `weight_stride` bytes further on, and 128 codes further on, `weight_step` bytes.
+__device__ __forceinline__ const uint8_t* weight_piece(const ScaledMm& args, uint32_t row, uint32_t k) {
+    if (!args.panels) return args.weight + uint64_t(row) * args.weight_stride + k;
+    const uint64_t panel = uint64_t(row / PANEL_ROWS) * (PANEL_ROWS * uint64_t(args.weight_stride));
+    return args.weight + panel + uint64_t(k / ATOM_CODES) * ATOM_BYTES + place_in_atom(row, k);
+}
+
+__device__ __forceinline__ uint32_t weight_step(const ScaledMm& args) { return args.panels ? ATOM_BYTES : ATOM_CODES; }
+
+// From a piece in the first half of 128 codes of a row to the one 64 codes further on, in bytes. In the last four rows
+// of a panel, the halves have changed places.
+__device__ __forceinline__ int32_t weight_half_step(const ScaledMm& args, uint32_t row) {
+    return args.panels && row % PANEL_ROWS >= 4 ? -64 : 64;
+}
 
 // a / b, without a division where runs and blocks are as they mostly are.
 __device__ __forceinline__ uint32_t quotient(uint32_t a, uint32_t b) {

@@ -6,30 +6,18 @@
 
 #include <type_traits>
 
+#include "pieces.cuh"
 #include "scaled_mm.cuh"
 
 constexpr uint32_t THREADS = 256;
 constexpr uint32_t LONGEST_SUM = 512;
 
-// Sixteen bytes of a row, of which elements past the row's end are zero and never read.
+// Sixteen bytes of a row, as elements.
 template <typename T>
 struct Piece {
-    static constexpr uint32_t COUNT = 16 / sizeof(T);
+    static constexpr uint32_t COUNT = PIECE_BYTES / sizeof(T);
     uint4 bytes;
 
-    __device__ __forceinline__ void load(const T* row, uint32_t k, uint32_t end) {
-        bytes = make_uint4(0, 0, 0, 0);
-        if (k + COUNT <= end) {
-            bytes = *reinterpret_cast<const uint4*>(row + k);
-        } else if (k < end) {
-            T elements[COUNT] = {};
-#pragma unroll
-            for (uint32_t i = 0; i < COUNT; i++) {
-                if (k + i < end) elements[i] = row[k + i];
-            }
-            memcpy(&bytes, elements, sizeof bytes);
-        }
-    }
     // Writes the values one below the other, `stride` apart.
     __device__ __forceinline__ void store(float* to, uint32_t stride) const {
         T elements[COUNT];
@@ -52,14 +40,17 @@ struct Share {
     static constexpr uint32_t EACH = (PIECES + THREADS - 1) / THREADS;
     Piece<T> pieces[EACH];
 
-    __device__ __forceinline__ void load(const T* from, uint32_t stride, uint32_t first, uint32_t rows, uint32_t k,
-                                         uint32_t end) {
+    // From column k on; what is past `rows` or `end` is zero and never read. `address` says where the piece of a row
+    // and column is.
+    template <typename F>
+    __device__ __forceinline__ void load(F address, uint32_t first, uint32_t rows, uint32_t k, uint32_t end) {
 #pragma unroll
         for (uint32_t i = 0; i < EACH; i++) {
-            uint32_t piece = threadIdx.x + i * THREADS, row = first + piece % ROWS;
-            bool inside = piece < PIECES && row < rows;
-            uint32_t at = k + piece / ROWS * Piece<T>::COUNT;
-            pieces[i].load(from + (inside ? uint64_t(row) * stride : 0), at, inside ? end : 0);
+            const uint32_t piece = threadIdx.x + i * THREADS, row = first + piece % ROWS;
+            const uint32_t at = k + piece / ROWS * Piece<T>::COUNT;
+            const bool inside = piece < PIECES && row < rows && at < end;
+            const uint32_t count = inside ? min(end - at, Piece<T>::COUNT) * sizeof(T) : 0;
+            pieces[i].bytes = load_bytes(inside ? address(row, at) : nullptr, count);
         }
     }
     // Into [CHUNK][STRIDE].
@@ -93,8 +84,11 @@ __device__ __forceinline__ void any(const ScaledMm& args) {
     Share<T, ROWS, CHUNK> x;
     Share<uint8_t, COLS, CHUNK> w;
     auto load = [&](uint32_t k) {
-        x.load(static_cast<const T*>(args.x), args.x_stride, row, args.m, k, args.k);
-        w.load(args.weight, args.weight_stride, col, args.n, k, args.k);
+        auto x_piece = [&](uint32_t row, uint32_t k) {
+            return reinterpret_cast<const uint8_t*>(static_cast<const T*>(args.x) + uint64_t(row) * args.x_stride + k);
+        };
+        x.load(x_piece, row, args.m, k, args.k);
+        w.load([&](uint32_t row, uint32_t k) { return weight_piece(args, row, k); }, col, args.n, k, args.k);
     };
     load(0);
 

@@ -215,15 +215,26 @@ __device__ __forceinline__ void mma(const ScaledMm& args) {
         }
     }
     const uint32_t ring = shared_address(shared);
+    using Weights = typename Operands::Weights;
+    using X = typename Operands::X;
+    // What this thread copies of the first step.
+    const uint32_t own_row = place.feature + Weights::own_row();
+    const uint8_t* const first_piece = weight_piece(args, own_row, Weights::own_byte());
+    const uint32_t weight_step = ::weight_step(args);
+    const int32_t half_step = weight_half_step(args, own_row);
     auto copy_weights = [&](uint32_t stage, uint32_t step) {
-        Operands::Weights::template copy<FEATURES, THREADS>(ring + stage * STAGE, args.weight, args.weight_stride,
-                                                            place.feature, args.n, step * DEPTH, args.k);
+        const uint32_t k = step * DEPTH;
+        const uint8_t* from = first_piece + uint64_t(k / ATOM_CODES) * weight_step;
+        if (k % ATOM_CODES) from += half_step;
+        Weights::template copy<FEATURES, THREADS>(ring + stage * STAGE, from, args.weight_stride,
+                                                  args.n - place.feature, args.k - k);
     };
     auto copy_x = [&](uint32_t stage, uint32_t step) {
         const uint32_t to = ring + stage * STAGE;
         const uint64_t stride = uint64_t(args.x_stride) * sizeof(T);
-        Operands::X::template copy<TOKENS, THREADS>(to + X_AT, static_cast<const uint8_t*>(args.x), stride,
-                                                    place.token, args.m, step * 128, args.k * sizeof(T));
+        const uint8_t* from = static_cast<const uint8_t*>(args.x) + (place.token + X::own_row()) * stride;
+        X::template copy<TOKENS, THREADS>(to + X_AT, from + step * 128 + X::own_byte(), stride, args.m - place.token,
+                                          args.k * sizeof(T) - step * 128);
         if (SCHEME == BLOCK && scales) copy4(to + SCALES_AT + threadIdx.x * 4, scales + step * DEPTH / scale_run);
     };
 

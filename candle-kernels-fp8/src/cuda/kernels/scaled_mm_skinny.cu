@@ -11,23 +11,9 @@
 
 #include "mma.cuh"
 #include "scaled_mm.cuh"
+#include "shared.cuh"
 
 constexpr uint32_t CHUNK = 128, PIECE = 64, DEPTH = 2;
-
-// Copies 16 bytes, or writes zeros.
-__device__ __forceinline__ void copy_ahead(uint4* to, const uint8_t* from, bool present) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
-                     static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-                 "l"(from), "r"(present ? 16 : 0)
-                 : "memory");
-}
-
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <uint32_t PENDING>
-__device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
 
 // Sixteen codes, or sixteen activations, of a row, as an instruction takes them.
 template <typename T>
@@ -98,18 +84,25 @@ __device__ __forceinline__ void skinny(const ScaledMm& args) {
 
     // Rows past the end repeat the last one: read, but never stored.
     auto weight_row = [&](uint32_t e) { return min(first + e * 8 + g, args.n - 1); };
+    // In panels, rows past the end of the last one repeat those that are as far into it.
     const uint8_t* rows[EIGHTS];
 #pragma unroll
-    for (uint32_t e = 0; e < EIGHTS; e++) rows[e] = args.weight + uint64_t(weight_row(e)) * args.weight_stride + t * 16;
+    for (uint32_t e = 0; e < EIGHTS; e++) {
+        const uint32_t eight = min(first + e * 8, (args.n - 1) / 8 * 8);
+        rows[e] = weight_piece(args, args.panels ? eight + g : weight_row(e), t * 16);
+    }
+    static_assert(PIECE == 64);
+    const uint32_t step = weight_step(args);
+    const int32_t half_step = weight_half_step(args, g);
     auto copy_chunk = [&](uint32_t slot, uint32_t chunk) {
         if (chunk < chunks) {
 #pragma unroll
             for (uint32_t p = 0; p < PIECES; p++) {
-                const uint32_t k = chunk * CHUNK + p * PIECE;
-                const bool present = k + t * 16 < args.k;
+                const bool present = chunk * CHUNK + p * PIECE + t * 16 < args.k;
 #pragma unroll
                 for (uint32_t e = 0; e < EIGHTS; e++) {
-                    copy_ahead(&ring[slot][e][p][lane], present ? rows[e] + k : args.weight, present);
+                    const uint8_t* from = rows[e] + uint64_t(chunk) * step + int32_t(p) * half_step;
+                    copy16(shared_address(&ring[slot][e][p][lane]), present ? from : args.weight, present ? 16 : 0);
                 }
             }
         }

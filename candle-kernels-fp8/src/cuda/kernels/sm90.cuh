@@ -3,11 +3,8 @@
 
 #include <cuda.h>
 
-#include "common.cuh"
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+#include "scaled_mm.cuh"
+#include "shared.cuh"
 
 // Dynamic shared memory from the first multiple of 1024 bytes on, where tiles with a swizzle have to lie.
 template <typename T>
@@ -54,15 +51,7 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
                  : "memory");
 }
 
-// Copies four bytes to shared memory; the next two say when they are there.
-__device__ __forceinline__ void copy_float(uint32_t to, const float* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-}
-
-// Waits for all that this thread has copied so far.
-__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-// Arrives when all that this thread has copied so far is there.
+// Arrives when all that this thread has copied asynchronously so far is there.
 __device__ __forceinline__ void barrier_arrive_after_copies(uint32_t barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
@@ -101,7 +90,7 @@ __device__ __forceinline__ void cluster_barrier_relaxed() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// --- Bulk tensor copies ---
+// --- Bulk copies ---
 
 // Copies a tile [rows, 128 bytes] from column `x`, row `y` on; what lies outside the tensor is zero.
 __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* from, uint32_t x, uint32_t y, uint32_t barrier) {
@@ -118,17 +107,51 @@ __device__ __forceinline__ void copy_tile_to(uint32_t to, const CUtensorMap* fro
                  : "memory");
 }
 
+// Copies a tile of a tensor of three dimensions, from (x, y, z) on; what lies outside is zero.
+__device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* from, uint32_t x, uint32_t y, uint32_t z,
+                                          uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to), "l"(from), "r"(x), "r"(y), "r"(z), "r"(barrier)
+                 : "memory");
+}
+
+// Copies a tile of the weight that is 128 codes deep, with a map for its layout. In shared memory, both layouts are the
+// same: an atom is what a 128-byte swizzle makes of eight rows.
+__device__ __forceinline__ void copy_weight_tile(const ScaledMm& args, uint32_t to, const CUtensorMap* from, uint32_t k,
+                                                 uint32_t row, uint32_t barrier) {
+    if (args.panels) {
+        copy_tile(to, from, 0, k / ATOM_CODES, row / PANEL_ROWS, barrier);
+    } else {
+        copy_tile(to, from, k, row, barrier);
+    }
+}
+
+// Copies bytes that follow each other: a multiple of 16, to and from such multiples.
+__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 // --- Warpgroup products: D[64, N] = A[64, 32] * B[N, 32]^T, codes in shared memory, sums in registers ---
 
-// A tile [rows, 128 bytes] in shared memory, aligned to 1024 bytes, as bulk copies with a 128-byte swizzle write it: groups
-// of eight rows follow each other. Adding 2 moves it by 32 bytes along a row.
-__device__ __forceinline__ uint64_t tile_descriptor(uint32_t address) {
-    constexpr uint64_t GROUP = 1024 / 16, SWIZZLE_128 = 1;
-    return uint64_t(address & 0x3ffff) >> 4 | 1ull << 16 | GROUP << 32 | SWIZZLE_128 << 62;
+// A tile [rows, 128 bytes] in shared memory, as bulk copies with a 128-byte swizzle write it.
+//
+// The layout of a factor whose rows run along K, with this swizzle: row r, byte b is at
+//     address + r / 8 * group + r % 8 * 128 + b, with bits 4 to 6 of that xor its bits 7 to 9.
+// So eight rows are one piece of 1024 bytes, aligned to as much, whose bits 7 to 9 say r % 8: 16 bytes c of row r lie
+// at r % 8 * 128 + (c ^ r % 8) * 16 in it, which is an atom of a weight in panels. The pieces may lie anywhere, `group`
+// bytes apart. A descriptor holds, in units of 16 bytes: the address in bits 0 to 13; the distance between columns in
+// 16 to 29, which this swizzle does not use; `group` in 32 to 45; in 49 to 51 where in its 1024 bytes a piece starts,
+// 0; the swizzle in 62 to 63. Adding 2 moves the tile by 32 bytes along its rows: bits 7 to 9 stay, so the swizzle goes
+// on to fit.
+__device__ __forceinline__ uint64_t tile_descriptor(uint32_t address, uint32_t group = 1024) {
+    constexpr uint64_t SWIZZLE_128 = 1;
+    return uint64_t(address & 0x3ffff) >> 4 | 1ull << 16 | uint64_t(group >> 4) << 32 | SWIZZLE_128 << 62;
 }
 
 // Orders what was done to the registers of sums before products that use them.

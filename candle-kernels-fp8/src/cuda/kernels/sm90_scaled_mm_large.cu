@@ -75,7 +75,7 @@ __device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const Scaled
             barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
             barrier_expect(full, (ROWS + COLS) * DEPTH);
             copy_tile_to(shared_address(shared.x[stage][rank * SHARE]), &x, step * DEPTH, first_row, full, 3);
-            copy_tile(shared_address(shared.weight[stage]), &weight, step * DEPTH, first_col, full);
+            copy_weight_tile(args, shared_address(shared.weight[stage]), &weight, step * DEPTH, first_col, full);
             if (++stage == STAGES) stage = 0, phase ^= 1;
         }
     }
@@ -143,13 +143,13 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
             const uint32_t col = min(first_col + i, args.n - 1);
             if constexpr (!BLOCK) {
                 const uint64_t at = uint64_t(quotient(col, args.weight_scale_rows)) * args.weight_scale_row;
-                copy_float(shared_address(&shared.scales[group][i]), args.weight_scales + at);
+                copy4(shared_address(&shared.scales[group][i]), args.weight_scales + at);
             }
             shared.bias[group][i] = args.bias ? load_float(args.bias, col, args.bias_float) : 0.0f;
         }
         if (!BLOCK && thread < GROUP_ROWS) {
             const uint64_t at = uint64_t(min(first_row + thread, args.m - 1)) * args.x_scale_row;
-            copy_float(shared_address(&shared.row_scales[group][thread]), args.x_scales + at);
+            copy4(shared_address(&shared.row_scales[group][thread]), args.x_scales + at);
         }
         float total[PRODUCTS][COLS / 2];
         if constexpr (FAST) {
@@ -272,7 +272,7 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
             }
         }
 
-        copies_wait();
+        copies_wait_all();
         named_barrier(1 + group, WARPGROUP); // scales and bias of all rows and columns are there
 #pragma unroll
         for (uint32_t half = 0; half < PRODUCTS; half++) {

@@ -1,11 +1,16 @@
 // Products with at most 64 rows of activations, on Hopper: bound by the bytes of the weight.
 //
-// A block takes tiles of `rows` output features, at most 64, over all of K, so many that every multiprocessor gets about
-// the same number of bytes. One warp copies the tile in boxes of 128 codes along K, with the activations beside them, into
-// a ring; two warpgroups take turns with its stages. The weight is the left factor of the instruction, whose 64 rows may
-// reach past the box into whatever lies behind it: sums of those rows are not stored. Where scales change along K, one more
-// warp copies them into the ring. Activations of more than 32 tokens are shared by pairs of blocks, each of which copies half
-// of them into the shared memory of both: the L2 cache could not give all of them to every multiprocessor.
+// A block takes tiles of `rows` output features, at most 64, over all of K, so many that every multiprocessor gets
+// about the same number of bytes. One warp copies the tile in boxes of 128 codes along K, with the activations beside
+// them, into a ring; two warpgroups take turns with its stages. The weight is the left factor of the instruction, whose
+// 64 rows may reach past the box into whatever lies behind it: sums of those rows are not stored. Where scales change
+// along K, one more warp copies them into the ring.
+// Of a weight in rows, each box is a copy. Of one in panels, all boxes of a stage are one copy, or those of each panel
+// are: bytes that follow each other, for which no tensor map has to be fetched before the first of them can be asked
+// for. The activations of a stage are one copy too, if no box goes past the end of K: copies are few, since a start
+// waits for them.
+// Activations of more than 32 tokens are shared by pairs of blocks, each of which copies half of each box into the shared
+// memory of both: the L2 cache could not give all of them to every multiprocessor.
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
@@ -31,18 +36,21 @@ struct alignas(1024) Shared {
     uint64_t full[MOST_STAGES], empty[MOST_STAGES];
 };
 
-// Where the stages of the ring are: boxes of the weight [rows, 128], then boxes of activations [TOKENS, 128], then, where
-// they change along K, scales of boxes: of MOST_ROWS features and of tokens.
+// Where the stages of the ring are: BOXES boxes of the weight [rows, 128] for each, then as many of activations
+// [TOKENS, 128], then, where they change along K, scales of boxes: of MOST_ROWS features and of tokens. In a stage, boxes
+// of a weight in rows follow each other; in panels, those of each eight rows do.
 template <uint32_t TOKENS>
 struct Ring {
     static constexpr uint32_t BOXES = ::BOXES<TOKENS>;
     uint32_t first, rows, stages;
+    uint32_t box, eight; // bytes from a box of the weight to the next, and from eight of its rows to the next eight
 
-    __device__ __forceinline__ uint32_t weight(uint32_t stage, uint32_t box) const {
-        return first + (stage * BOXES + box) * rows * DEPTH;
-    }
+    __device__ __forceinline__ Ring(uint32_t first, uint32_t rows, uint32_t stages, bool panels)
+        : first(first), rows(rows), stages(stages), box(panels ? ATOM_BYTES : rows * DEPTH),
+          eight(panels ? BOXES * ATOM_BYTES : ATOM_BYTES) {}
+    __device__ __forceinline__ uint32_t weight(uint32_t stage) const { return first + stage * BOXES * rows * DEPTH; }
     __device__ __forceinline__ uint32_t x(uint32_t stage, uint32_t box) const {
-        return weight(stages, 0) + (stage * BOXES + box) * TOKENS * DEPTH;
+        return weight(stages) + (stage * BOXES + box) * TOKENS * DEPTH;
     }
     __device__ __forceinline__ uint32_t scales(uint32_t stage, uint32_t box) const {
         return x(stages, 0) + (stage * BOXES + box) * (MOST_ROWS + TOKENS) * 4;
@@ -59,21 +67,54 @@ struct Work {
           boxes((args.k + DEPTH - 1) / DEPTH), turns((boxes + boxes_of_turn - 1) / boxes_of_turn) {}
 };
 
+// `pieces`: whether a weight in panels comes panel by panel, without its map.
 template <uint32_t TOKENS>
-__device__ __forceinline__ void produce(Shared<TOKENS>& shared, const Work& work, const CUtensorMap& x,
-                                        const CUtensorMap& weight, const Ring<TOKENS>& ring, bool dependent) {
+__device__ __forceinline__ void produce(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
+                                        const CUtensorMap& x, const CUtensorMap& weight, const Ring<TOKENS>& ring,
+                                        bool pieces, bool dependent) {
     constexpr uint32_t BOXES = ::BOXES<TOKENS>, SHARE = TOKENS / BLOCKS<TOKENS>;
     const uint32_t rank = blockIdx.x % BLOCKS<TOKENS>;
     auto full = [&](uint32_t stage) { return shared_address(&shared.full[stage]); };
+    // The map of the activations is [boxes, rows, 128] then, and boxes that they do not have are zeros, and count. Halves
+    // of boxes do not follow each other.
+    const bool whole = BLOCKS<TOKENS> == 1 && args.k % DEPTH == 0;
+    // Also has the stage wait for the activations.
     auto copy_weight = [&](uint32_t stage, uint32_t tile, uint32_t turn) {
         const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
-        barrier_expect(full(stage), boxes * (ring.rows + TOKENS) * DEPTH);
-        for (uint32_t box = 0; box < boxes; box++) {
-            copy_tile(ring.weight(stage, box), &weight, (turn * BOXES + box) * DEPTH, tile * ring.rows, full(stage));
+        const uint32_t x_bytes = (whole ? BOXES : boxes) * TOKENS * DEPTH;
+        const uint32_t panel = tile * (ring.rows / PANEL_ROWS);
+        if (pieces) {
+            // Neither panels nor boxes that the weight does not have.
+            const int32_t left = (args.n + PANEL_ROWS - 1) / PANEL_ROWS - panel;
+            const uint32_t panels = min(max(left, 0), int32_t(ring.rows / PANEL_ROWS));
+            const uint64_t panel_bytes = PANEL_ROWS * uint64_t(args.weight_stride);
+            const uint8_t* from = args.weight + panel * panel_bytes + uint64_t(turn) * (BOXES * ATOM_BYTES);
+            barrier_expect(full(stage), panels * boxes * ATOM_BYTES + x_bytes);
+#pragma unroll 1
+            for (uint32_t i = 0; i < panels; i++) {
+                copy_bytes(ring.weight(stage) + i * ring.eight, from, boxes * ATOM_BYTES, full(stage));
+                from += panel_bytes;
+            }
+        } else if (args.panels) {
+            // Those that the weight does not have are zeros, and count.
+            barrier_expect(full(stage), BOXES * ring.rows * DEPTH + x_bytes);
+            copy_tile(ring.weight(stage), &weight, 0, turn * BOXES, panel, full(stage));
+        } else {
+            barrier_expect(full(stage), boxes * ring.rows * DEPTH + x_bytes);
+#pragma unroll 1
+            for (uint32_t box = 0; box < boxes; box++) {
+                const uint32_t to = ring.weight(stage) + box * ring.box;
+                copy_tile(to, &weight, (turn * BOXES + box) * DEPTH, tile * ring.rows, full(stage));
+            }
         }
     };
     auto copy_x = [&](uint32_t stage, uint32_t turn) {
+        if (whole) {
+            copy_tile(ring.x(stage, 0), &x, 0, 0, turn * BOXES, full(stage));
+            return;
+        }
         const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
+#pragma unroll 1
         for (uint32_t box = 0; box < boxes; box++) {
             const uint32_t to = ring.x(stage, box) + rank * SHARE * DEPTH, k = (turn * BOXES + box) * DEPTH;
             if constexpr (BLOCKS<TOKENS> == 1) {
@@ -136,11 +177,11 @@ __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& a
             const uint32_t row_at = quotient(k, args.weight_scale_run), token_at = quotient(k, args.x_scale_run);
 #pragma unroll
             for (uint32_t i = 0; i < MOST_ROWS / LANE_ROWS; i++) {
-                if (i * LANE_ROWS < ring.rows) copy_float(to + i * LANE_ROWS * 4, of_rows[i] + row_at);
+                if (i * LANE_ROWS < ring.rows) copy4(to + i * LANE_ROWS * 4, of_rows[i] + row_at);
             }
 #pragma unroll
             for (uint32_t i = 0; i < TOKENS / LANE_ROWS; i++) {
-                copy_float(to + (MOST_ROWS + i * LANE_ROWS) * 4, of_tokens[i] + token_at);
+                copy4(to + (MOST_ROWS + i * LANE_ROWS) * 4, of_tokens[i] + token_at);
             }
             barrier_arrive_after_copies(shared_address(&shared.full[stage]));
             if (++stage == ring.stages) stage = 0, lap++;
@@ -182,7 +223,8 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
 #pragma unroll
             for (uint32_t box = 0; box < BOXES; box++) {
                 // Past the end of K this multiplies what the stage held before; the sums are not used.
-                const uint64_t a = tile_descriptor(ring.weight(stage, box)), b = tile_descriptor(ring.x(stage, box));
+                const uint64_t a = tile_descriptor(ring.weight(stage) + box * ring.box, ring.eight);
+                const uint64_t b = tile_descriptor(ring.x(stage, box));
 #pragma unroll
                 for (uint32_t k = 0; k < 4; k++) multiply<TOKENS>(parts[box], a + 2 * k, b + 2 * k, k > 0);
             }
@@ -247,11 +289,11 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
 
 template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight,
-                                       uint32_t rows, uint32_t stages, bool dependent) {
+                                       uint32_t rows, uint32_t stages, bool pieces, bool dependent) {
     auto& shared = aligned_shared<Shared<TOKENS>>();
-    const Ring<TOKENS> ring = {shared_address(&shared + 1), rows, stages};
+    const Ring<TOKENS> ring(shared_address(&shared + 1), rows, stages, args.panels);
     if (threadIdx.x == PRODUCER) {
-        prefetch_map(&weight);
+        if (!pieces) prefetch_map(&weight);
         prefetch_map(&x);
         for (uint32_t i = 0; i < stages; i++) {
             barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + 32 : 1);
@@ -270,7 +312,7 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
     if (threadIdx.x < PRODUCER) {
         consume<TOKENS, BLOCK>(shared, args, work, ring);
     } else if (threadIdx.x == PRODUCER) {
-        produce<TOKENS>(shared, work, x, weight, ring, dependent);
+        produce<TOKENS>(shared, args, work, x, weight, ring, pieces, dependent);
     } else if (BLOCK && threadIdx.x >= PRODUCER + 32) {
         supply<TOKENS>(shared, args, work, ring);
     }
@@ -279,8 +321,9 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
 #define SKINNY(TOKENS, SUFFIX, BLOCK)                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS<BLOCK>, 1) scaled_mm_sm90_skinny_##TOKENS##SUFFIX(           \
         const __grid_constant__ ScaledMm args, const __grid_constant__ CUtensorMap x,                                   \
-        const __grid_constant__ CUtensorMap weight, uint32_t rows, uint32_t stages, uint32_t dependent) {              \
-        skinny<TOKENS, BLOCK>(args, x, weight, rows, stages, dependent);                                                \
+        const __grid_constant__ CUtensorMap weight, uint32_t rows, uint32_t stages, uint32_t pieces,                   \
+        uint32_t dependent) {                                                                                          \
+        skinny<TOKENS, BLOCK>(args, x, weight, rows, stages, pieces, dependent);                                       \
     }
 
 SKINNY(8, , false)

@@ -41,7 +41,8 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
     auto full = [&](uint32_t stage) { return shared_address(&shared.full[stage]); };
     auto copy_weight = [&](uint32_t stage, uint32_t step) {
         barrier_expect(full(stage), BYTES);
-        copy_tile(shared_address(shared.ring.weight[stage]), &weight, (share.begin + step) * DEPTH, row, full(stage));
+        const uint32_t to = shared_address(shared.ring.weight[stage]);
+        copy_weight_tile(args, to, &weight, (share.begin + step) * DEPTH, row, full(stage));
     };
     auto copy_x = [&](uint32_t stage, uint32_t step) {
         copy_tile(shared_address(shared.ring.x[stage]), &x, (share.begin + step) * DEPTH, col, full(stage));

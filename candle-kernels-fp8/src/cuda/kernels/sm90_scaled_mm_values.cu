@@ -167,7 +167,7 @@ __device__ __forceinline__ void values(const ScaledMm& args, const CUtensorMap& 
         if (threadIdx.x == 0) {
             Place<Sizes::WEIGHT_STAGES> at;
             tiles.each(rank, [&](uint32_t, uint32_t feature) {
-                copy_weights(shared.ring.weight, shared.weights, at, weight, feature, 0, steps);
+                copy_weights(shared.ring.weight, shared.weights, at, args, weight, feature, 0, steps);
             });
         } else if (threadIdx.x == 32) {
             Place<Sizes::X_STAGES> at;

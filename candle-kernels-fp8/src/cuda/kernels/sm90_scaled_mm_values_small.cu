@@ -80,7 +80,9 @@ __device__ __forceinline__ void values_small(const ScaledMm& args, const CUtenso
     } else if (warp == CONSUMERS * 4) {
         // Weights are there already; activations may still be in the making.
         Place<Shared<TOKENS>::WEIGHT_STAGES> at;
-        if (lane == 0) copy_weights(shared.ring.weight, shared.weights, at, weight, row, share.begin, share.end);
+        if (lane == 0) {
+            copy_weights(shared.ring.weight, shared.weights, at, args, weight, row, share.begin, share.end);
+        }
     } else {
         wait_for_inputs();
         Place<Shared<TOKENS>::X_STAGES> at;

@@ -157,13 +157,13 @@ struct Place {
 // Copies the tiles of FEATURES rows of the weight from `row` on, for steps `begin` to `end` along K.
 template <uint32_t FEATURES, uint32_t STAGES>
 __device__ __forceinline__ void copy_weights(uint8_t (&tiles)[STAGES][FEATURES][DEPTH], Barriers<STAGES>& barriers,
-                                             Place<STAGES>& at, const CUtensorMap& weight, uint32_t row, uint32_t begin,
-                                             uint32_t end) {
+                                             Place<STAGES>& at, const ScaledMm& args, const CUtensorMap& weight,
+                                             uint32_t row, uint32_t begin, uint32_t end) {
     for (uint32_t step = begin; step < end; step++) {
         const uint32_t full = shared_address(&barriers.full[at.stage]);
         barrier_wait(shared_address(&barriers.empty[at.stage]), at.phase ^ 1);
         barrier_expect(full, FEATURES * DEPTH);
-        copy_tile(shared_address(tiles[at.stage]), &weight, step * DEPTH, row, full);
+        copy_weight_tile(args, shared_address(tiles[at.stage]), &weight, step * DEPTH, row, full);
         at.advance();
     }
 }

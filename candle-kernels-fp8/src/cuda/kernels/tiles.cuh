@@ -1,29 +1,7 @@
 // Tiles of rows in shared memory, and how they get there on every card.
 #pragma once
 
-#include <stdint.h>
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// Copies 16 bytes, or zeros if not `present`.
-__device__ __forceinline__ void copy16(uint32_t to, const void* from, bool present) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(present ? 16 : 0)
-                 : "memory");
-}
-
-__device__ __forceinline__ void copy4(uint32_t to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-}
-
-__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// Waits until at most so many committed groups of this thread's copies are unfinished.
-template <int PENDING>
-__device__ __forceinline__ void copies_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
+#include "shared.cuh"
 
 __device__ __forceinline__ void read16(uint32_t (&words)[4], const uint8_t* from) {
     const uint4 read = *reinterpret_cast<const uint4*>(from);
@@ -48,19 +26,34 @@ struct Tile {
         return row * ROW_BYTES + (piece ^ row % CYCLE) * 16;
     }
 
-    // A thread's share of copying ROWS rows from row `first`, byte `at` on; what is past `rows` or `end` becomes zero.
+    // The first row that a thread copies of a tile, and where in each of its rows it starts, in bytes.
+    __device__ static __forceinline__ uint32_t own_row() { return threadIdx.x / PIECES; }
+    __device__ static __forceinline__ uint32_t own_byte() { return threadIdx.x % PIECES * 16; }
+
+    // A thread's share of copying ROWS rows: `from` is its piece of its first row, and rows that are a multiple of
+    // eight apart are so many times `stride` bytes apart. Zeros for rows past the first `rows`, and for what is past
+    // the first `bytes` of each.
     template <uint32_t ROWS, uint32_t THREADS>
-    __device__ static __forceinline__ void copy(uint32_t to, const uint8_t* from, uint64_t stride, uint32_t first,
-                                                uint32_t rows, uint32_t at, uint32_t end) {
+    __device__ static __forceinline__ void copy(uint32_t to, const uint8_t* from, uint64_t stride, uint32_t rows,
+                                                uint32_t bytes) {
         constexpr uint32_t AT_ONCE = THREADS / PIECES;
-        static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % CYCLE == 0);
-        const uint32_t row = threadIdx.x / PIECES, piece = threadIdx.x % PIECES;
-        const int32_t left = at + piece * 16 < end ? int32_t(rows - first - row) : 0;
-        from += (first + row) * stride + at + piece * 16;
-        to += place(row, piece);
+        static_assert(ROWS % AT_ONCE == 0 && AT_ONCE % CYCLE == 0 && AT_ONCE % 8 == 0);
+        const int32_t left = rows - own_row();
+        to += place(own_row(), threadIdx.x % PIECES);
+        // Parts of pieces, where a row ends in one, cost more instructions.
+        if (bytes < ROW_BYTES && bytes % 16) {
+            const uint32_t present = min(max(int32_t(bytes - own_byte()), 0), 16);
+#pragma unroll 1
+            for (int32_t i = 0; i < int32_t(ROWS); i += AT_ONCE) {
+                copy16(to + i * ROW_BYTES, from, i < left ? present : 0);
+                from += AT_ONCE * stride;
+            }
+            return;
+        }
+        const bool present = own_byte() < bytes;
 #pragma unroll
         for (int32_t i = 0; i < int32_t(ROWS); i += AT_ONCE) {
-            copy16(to + i * ROW_BYTES, from, i < left);
+            copy16(to + i * ROW_BYTES, from, present && i < left ? 16 : 0);
             from += AT_ONCE * stride;
         }
     }

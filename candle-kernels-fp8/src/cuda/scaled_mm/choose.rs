@@ -3,7 +3,9 @@
 use super::any::Any;
 use super::mma::Mma;
 use super::skinny::Skinny;
-use super::sm90::{DEPTH, Sm90Large, Sm90Skinny, Sm90Small, Sm90Values, Sm90ValuesSmall, Widening};
+use super::sm90::{
+    Copies, DEPTH, Sm90Large, Sm90Skinny, Sm90Small, Sm90Values, Sm90ValuesSmall, Widening,
+};
 use super::{Activations, ScaledMm, row_wise};
 use crate::cuda::Gpu;
 
@@ -86,7 +88,10 @@ impl std::fmt::Display for Kernel {
             Self::Any(Any { tokens }) => write!(f, "any {tokens}"),
             Self::Mma(Mma { features, tokens }) => write!(f, "mma {features}x{tokens}"),
             Self::Skinny(Skinny { rows }) => write!(f, "skinny {rows}"),
-            Self::Sm90Skinny(Sm90Skinny { rows }) => write!(f, "sm90 skinny {rows}"),
+            Self::Sm90Skinny(Sm90Skinny { rows, copies }) => match copies {
+                Copies::Tiles => write!(f, "sm90 skinny {rows}"),
+                Copies::Pieces => write!(f, "sm90 skinny {rows} pieces"),
+            },
             Self::Sm90Small(Sm90Small { tokens, blocks }) => {
                 write!(f, "sm90 small {tokens}/{blocks}")
             }
@@ -241,50 +246,117 @@ fn steps(args: &ScaledMm) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Accumulation;
     use super::*;
     use crate::ScaleLayout;
-    use crate::cuda::Float;
+    use crate::cuda::{Accumulation, Float, Scaling, WeightLayout};
 
     const BLOCK: ScaleLayout = ScaleLayout::Block {
         rows: 128,
         cols: 128,
     };
 
-    fn chosen(
-        capability: (i32, i32),
-        (m, n, k): (usize, usize, usize),
-        float: Float,
-        layout: ScaleLayout,
-    ) -> String {
-        let gpu = Gpu {
-            capability,
-            processors: 132,
-        };
-        let args = ScaledMm {
+    const HOPPER: Gpu = Gpu {
+        capability: (9, 0),
+        processors: 132,
+    };
+    const ADA: Gpu = Gpu {
+        capability: (8, 9),
+        processors: 142,
+    };
+
+    fn product((m, n, k): (usize, usize, usize), weight_layout: WeightLayout) -> ScaledMm {
+        ScaledMm {
             m,
             n,
             k,
-            activations: Activations::Values { values: 0, float },
+            activations: Activations::Codes {
+                codes: 0,
+                scales: 0,
+                scaling: Scaling::Token,
+            },
             row_stride: k.next_multiple_of(16),
             weight: 0,
-            weight_stride: k.next_multiple_of(16),
+            weight_layout,
             weight_scales: 0,
-            layout,
+            layout: ScaleLayout::Channel,
             bias: None,
             out: 0,
             out_float: Float::Bf16,
             accumulation: Accumulation::Promoted,
             dependent: false,
+        }
+    }
+
+    fn layouts(k: usize) -> [WeightLayout; 2] {
+        let stride = k.next_multiple_of(16);
+        [WeightLayout::Rows { stride }, WeightLayout::Panels]
+    }
+
+    /// Whatever the sizes are: those of a row of codes, too.
+    #[test]
+    fn what_is_chosen_serves() {
+        let values = |float| Activations::Values { values: 0, float };
+        for m in [1, 8, 16, 17, 32, 33, 64, 100, 300, 3000] {
+            for (n, k) in [
+                (1, 1),
+                (6144, 4096),
+                (1000, 100),
+                (300, 2055),
+                (28672, 4096),
+            ] {
+                for layout in layouts(k) {
+                    let codes = product((m, n, k), layout);
+                    let mut all = vec![codes];
+                    for float in [Float::Bf16, Float::F16, Float::F32] {
+                        all.push(ScaledMm {
+                            activations: values(float),
+                            ..codes
+                        });
+                    }
+                    for args in all {
+                        for gpu in [HOPPER, ADA] {
+                            let kernel = Kernel::chosen(gpu, &args);
+                            assert!(kernel.serves(gpu, &args), "{kernel}: {args:?}");
+                            let float32 = match args.activations {
+                                Activations::Values { float, .. } => float == Float::F32,
+                                Activations::Codes { .. } => false,
+                            };
+                            let any = matches!(kernel, Kernel::Any(_));
+                            assert_eq!(any, float32, "{kernel}: {args:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_layout_of_a_weight_says_how_it_is_copied() {
+        let chosen =
+            layouts(4096).map(|layout| Kernel::chosen(HOPPER, &product((1, 6144, 4096), layout)));
+        assert_eq!(
+            chosen.map(|kernel| kernel.to_string()),
+            ["sm90 skinny 48", "sm90 skinny 48 pieces"]
+        );
+    }
+
+    fn of_values(
+        gpu: Gpu,
+        sizes: (usize, usize, usize),
+        float: Float,
+        layout: ScaleLayout,
+    ) -> String {
+        let args = ScaledMm {
+            activations: Activations::Values { values: 0, float },
+            layout,
+            ..product(sizes, WeightLayout::Panels)
         };
-        let kernel = Kernel::chosen(gpu, &args);
-        assert!(kernel.serves(gpu, &args));
-        kernel.to_string()
+        Kernel::chosen(gpu, &args).to_string()
     }
 
     #[test]
     fn values_get_a_kernel_by_their_rows_on_hopper() {
-        let kernel = |m, float, layout| chosen((9, 0), (m, 4096, 4096), float, layout);
+        let kernel = |m, float, layout| of_values(HOPPER, (m, 4096, 4096), float, layout);
         for float in [Float::Bf16, Float::F16] {
             for layout in [ScaleLayout::Channel, ScaleLayout::Tensor, BLOCK] {
                 assert!(kernel(1, float, layout).starts_with("skinny"));
@@ -299,20 +371,17 @@ mod tests {
             assert_eq!(kernel(2048, float, BLOCK), "sm90 values 128x128");
         }
         assert!(kernel(2048, Float::F32, BLOCK).starts_with("any"));
-        let qkv = chosen((9, 0), (512, 6144, 4096), Float::Bf16, ScaleLayout::Channel);
+        let qkv = of_values(HOPPER, (512, 6144, 4096), Float::Bf16, ScaleLayout::Channel);
         assert_eq!(qkv, "sm90 values 128x192");
     }
 
     #[test]
     fn values_of_any_length_are_served_on_hopper_only() {
-        let kernel =
-            |capability, k| chosen(capability, (100, 300, k), Float::Bf16, ScaleLayout::Channel);
-        for k in [1, 77, 1001] {
-            assert!(kernel((9, 0), k).starts_with("sm90 values"));
-            assert!(kernel((8, 9), k).starts_with("any"));
-            assert!(kernel((12, 0), k).starts_with("any"));
+        let kernel = |gpu, k| of_values(gpu, (100, 300, k), Float::Bf16, ScaleLayout::Channel);
+        for k in [1, 77, 1001, 4096] {
+            assert!(kernel(HOPPER, k).starts_with("sm90 values"));
+            assert!(kernel(ADA, k).starts_with("mma"));
         }
-        assert!(kernel((8, 9), 4096).starts_with("mma"));
     }
 
     #[test]
@@ -325,7 +394,7 @@ mod tests {
             (128, 48, "any"),
         ] {
             let layout = ScaleLayout::Block { rows, cols };
-            let kernel = chosen((9, 0), (512, 4096, 4096), Float::Bf16, layout);
+            let kernel = of_values(HOPPER, (512, 4096, 4096), Float::Bf16, layout);
             assert!(kernel.starts_with(name), "{layout:?}: {kernel}");
         }
     }

@@ -47,6 +47,18 @@ pub enum Accumulation {
     Fast,
 }
 
+/// Where the codes of a weight `[n, k]` are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightLayout {
+    /// Row-major.
+    Rows {
+        /// Bytes from one row to the next, a multiple of 16.
+        stride: usize,
+    },
+    /// As [`Panels`](super::Panels) says: faster to read.
+    Panels,
+}
+
 /// A product of activations `[m, k]` with the transpose of a weight `[n, k]`.
 #[derive(Debug, Clone, Copy)]
 pub struct ScaledMm {
@@ -58,12 +70,13 @@ pub struct ScaledMm {
     pub k: usize,
     /// `[m, k]`.
     pub activations: Activations,
-    /// Elements from one row of activations to the next; rows start at multiples of 16 bytes.
+    /// Elements from one row of activations to the next; rows start at multiples of 16 bytes. What is between them is
+    /// not used.
     pub row_stride: usize,
     /// E4M3 `[n, k]`, a multiple of 16.
     pub weight: Address,
-    /// Bytes from one row of the weight to the next, a multiple of 16.
-    pub weight_stride: usize,
+    /// Where its codes are.
+    pub weight_layout: WeightLayout,
     /// F32, as `layout` says.
     pub weight_scales: Address,
     /// Layout of `weight_scales`.
@@ -146,10 +159,12 @@ fn check(args: &ScaledMm) {
         args.row_stride >= args.k && (args.row_stride * size).is_multiple_of(16),
         "rows of activations start at multiples of 16 bytes"
     );
-    assert!(
-        args.weight_stride >= args.k && args.weight_stride.is_multiple_of(16),
-        "rows of the weight start at multiples of 16 bytes"
-    );
+    if let WeightLayout::Rows { stride } = args.weight_layout {
+        assert!(
+            stride >= args.k && stride.is_multiple_of(16),
+            "rows of the weight start at multiples of 16 bytes"
+        );
+    }
 }
 
 /// Whether the scales of activations and weight are constant along K.

@@ -1,9 +1,9 @@
 //! The arguments of a product as device code takes them.
 
-use super::{Activations, ScaledMm};
+use super::{Activations, ScaledMm, WeightLayout};
 use crate::ScaleLayout;
 use crate::cpu::Scaling;
-use crate::cuda::{Address, Float};
+use crate::cuda::{Address, Float, Panels};
 
 /// Device twin: `ScaledMm` in `kernels/scaled_mm.cuh`, which says what the fields mean.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,7 @@ pub(super) struct Params {
     pub(super) k: u32,
     pub(super) x_stride: u32,
     pub(super) weight_stride: u32,
+    pub(super) panels: u32,
     pub(super) x_scale_row: u32,
     pub(super) x_scale_run: u32,
     pub(super) weight_scale_rows: u32,
@@ -54,6 +55,10 @@ impl Params {
             ScaleLayout::Channel => (1, 1),
             ScaleLayout::Block { rows, cols } => (rows, k.div_ceil(cols)),
         };
+        let (weight_stride, panels) = match args.weight_layout {
+            WeightLayout::Rows { stride } => (stride, 0),
+            WeightLayout::Panels => (Panels { n, k }.row_len(), 1),
+        };
         let (bias, bias_float) = args.bias.unwrap_or((0, Float::F32));
         Self {
             x,
@@ -66,7 +71,8 @@ impl Params {
             n: size(n),
             k: size(k),
             x_stride: size(args.row_stride),
-            weight_stride: size(args.weight_stride),
+            weight_stride: size(weight_stride),
+            panels,
             x_scale_row: size(x_scale_row),
             x_scale_run: size(x_scale_run.min(k)),
             weight_scale_rows: size(weight_scale_rows),

@@ -145,7 +145,9 @@ fn product(
             activations: x.activations,
             row_stride: x.stride,
             weight: codes.address,
-            weight_stride: weight.stride,
+            weight_layout: kernels::WeightLayout::Rows {
+                stride: weight.stride,
+            },
             weight_scales: scales.address,
             layout: op.layout,
             bias: bias.as_ref().map(|(bias, float)| (bias.address, *float)),

@@ -2,7 +2,7 @@
 
 use cudarc::driver::CudaStream;
 
-use super::{ALIGNED, DEPTH, in_tiles, tensor_maps};
+use super::{ALIGNED, DEPTH, in_tiles, weight_map, x_map};
 use crate::cuda::Gpu;
 use crate::cuda::error::Error;
 use crate::cuda::launch::{Launch, args};
@@ -85,7 +85,8 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
 ) -> Result<(), Error> {
     let params = Params::new(args);
     // Each of a pair copies its part of the activations that both use.
-    let [x, weight] = tensor_maps(args, config.tokens / PAIR, config.features)?;
+    let x = x_map(args, config.tokens / PAIR)?;
+    let weight = weight_map(args, config.features, 1)?;
     let kernel = Module::Sm90ScaledMmLarge.kernel(config.kernel(args))?;
     let pairs = params.m.div_ceil(config.tokens) * params.n.div_ceil(PAIR * config.features);
     let launch = Launch {

@@ -9,14 +9,14 @@ mod values_small;
 use cudarc::driver::sys;
 use std::ffi::c_void;
 
-use super::{Activations, ScaledMm, in_parts, row_wise};
+use super::{Activations, ScaledMm, WeightLayout, in_parts, row_wise};
 use crate::ScaleLayout;
 use crate::cuda::error::{Error, check};
-use crate::cuda::{Address, Float};
+use crate::cuda::{Address, Float, Panels};
 pub(super) use large::Sm90Large;
 pub(super) use large::launch as launch_large;
-pub(super) use skinny::Sm90Skinny;
 pub(super) use skinny::launch as launch_skinny;
+pub(super) use skinny::{Copies, Sm90Skinny};
 pub(super) use small::Sm90Small;
 pub(super) use small::launch as launch_small;
 pub(super) use values::launch as launch_values;
@@ -45,57 +45,111 @@ fn in_tiles(args: &ScaledMm) -> bool {
 
 /// Whether the copy engine can bring the operands, and scales change where a tile's part of K ends.
 fn in_boxes(args: &ScaledMm) -> bool {
-    in_parts(args)
-        && args.k.is_multiple_of(16)
-        && matches!(args.activations, Activations::Codes { .. })
+    in_parts(args) && matches!(args.activations, Activations::Codes { .. })
 }
 
-/// Codes `[rows, k]`, or any bytes, as the copy engine sees them, in tiles of `tile_rows` rows.
-fn tensor_map(
+/// A tensor as the copy engine sees it: sizes and strides from the innermost dimension on, which has no stride. What a
+/// copy brings is a tile.
+struct Map<'a> {
+    elements: sys::CUtensorMapDataType,
+    address: Address,
+    sizes: &'a [u64],
+    /// In bytes.
+    strides: &'a [u64],
+    tile: &'a [u32],
+    swizzle: sys::CUtensorMapSwizzle,
+}
+
+impl Map<'_> {
+    fn encode(&self) -> Result<sys::CUtensorMap, Error> {
+        let rank = self.sizes.len();
+        assert!(rank == self.tile.len() && rank == self.strides.len() + 1);
+        // SAFETY: zeros are a valid value of this plain C struct.
+        let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
+        // SAFETY: the arrays are as long as the rank asks for, 5 being the highest; the address is not read here.
+        check(unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                self.elements,
+                rank as u32,
+                self.address as *mut c_void,
+                self.sizes.as_ptr(),
+                self.strides.as_ptr(),
+                self.tile.as_ptr(),
+                [1u32; 5].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                self.swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        })?;
+        Ok(map)
+    }
+}
+
+/// Codes `[rows, k]`, or any bytes, row-major, in tiles of 128 bytes of `tile_rows` rows.
+fn rows_map(
     codes: Address,
     (rows, k): (usize, usize),
     stride: usize,
     tile_rows: u32,
 ) -> Result<sys::CUtensorMap, Error> {
-    // SAFETY: zeros are a valid value of this plain C struct.
-    let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
-    let dims = [k as u64, rows as u64];
-    let strides = [stride as u64];
-    let tile = [DEPTH as u32, tile_rows];
-    // SAFETY: the arrays are as long as the rank of 2 asks for; the address is not read here.
-    check(unsafe {
-        sys::cuTensorMapEncodeTiled(
-            &mut map,
-            sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
-            2,
-            codes as *mut c_void,
-            dims.as_ptr(),
-            strides.as_ptr(),
-            tile.as_ptr(),
-            [1u32, 1].as_ptr(),
-            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-            sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-    })?;
-    Ok(map)
+    let map = Map {
+        elements: sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        address: codes,
+        sizes: &[k as u64, rows as u64],
+        strides: &[stride as u64],
+        tile: &[DEPTH as u32, tile_rows],
+        swizzle: sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
+    map.encode()
 }
 
-/// The maps of activations and weight.
-fn tensor_maps(
-    args: &ScaledMm,
-    x_rows: u32,
-    weight_rows: u32,
-) -> Result<[sys::CUtensorMap; 2], Error> {
+/// The map of the activations, in tiles of `rows` rows.
+fn x_map(args: &ScaledMm, rows: u32) -> Result<sys::CUtensorMap, Error> {
     let Activations::Codes { codes, .. } = args.activations else {
         unreachable!("tiles hold codes");
     };
-    let &ScaledMm { m, n, k, .. } = args;
-    Ok([
-        tensor_map(codes, (m, k), args.row_stride, x_rows)?,
-        tensor_map(args.weight, (n, k), args.weight_stride, weight_rows)?,
-    ])
+    rows_map(codes, (args.m, args.k), args.row_stride, rows)
+}
+
+/// As [`x_map`], of rows of whole tiles: a copy brings `boxes` neighbouring tiles, one after the other.
+fn x_boxes_map(args: &ScaledMm, rows: u32, boxes: u32) -> Result<sys::CUtensorMap, Error> {
+    let Activations::Codes { codes, .. } = args.activations else {
+        unreachable!("tiles hold codes");
+    };
+    assert!(
+        args.k.is_multiple_of(DEPTH),
+        "no tile goes on into the next row"
+    );
+    let map = Map {
+        elements: sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        address: codes,
+        sizes: &[DEPTH as u64, args.m as u64, (args.k / DEPTH) as u64],
+        strides: &[args.row_stride as u64, DEPTH as u64],
+        tile: &[DEPTH as u32, rows, boxes],
+        swizzle: sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+    };
+    map.encode()
+}
+
+/// The map of the weight, in tiles of `rows` rows, a multiple of 8; in panels they are `atoms` times 128 codes deep.
+fn weight_map(args: &ScaledMm, rows: u32, atoms: u32) -> Result<sys::CUtensorMap, Error> {
+    let &ScaledMm { weight, n, k, .. } = args;
+    if let WeightLayout::Rows { stride } = args.weight_layout {
+        return rows_map(weight, (n, k), stride, rows);
+    }
+    // An atom is 128 elements of 8 bytes: a tile has at most 256 elements along a dimension. It is swizzled already.
+    let panel = 8 * Panels { n, k }.row_len() as u64;
+    let map = Map {
+        elements: sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT64,
+        address: weight,
+        sizes: &[128, k.div_ceil(DEPTH) as u64, n.div_ceil(8) as u64],
+        strides: &[1024, panel],
+        tile: &[128, atoms, rows / 8],
+        swizzle: sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+    };
+    map.encode()
 }
 
 /// Whether the kernels for values take a product: BF16 or F16, and scales that 64 features of a tile and a part of K share
@@ -118,10 +172,7 @@ fn values_maps(
     let Activations::Values { values, float } = args.activations else {
         unreachable!("tiles hold values");
     };
-    let &ScaledMm { m, n, k, .. } = args;
-    let size = float.size();
-    Ok([
-        tensor_map(values, (m, k * size), args.row_stride * size, x_rows)?,
-        tensor_map(args.weight, (n, k), args.weight_stride, weight_rows)?,
-    ])
+    let (m, k, size) = (args.m, args.k, float.size());
+    let x = rows_map(values, (m, k * size), args.row_stride * size, x_rows)?;
+    Ok([x, weight_map(args, weight_rows, 1)?])
 }

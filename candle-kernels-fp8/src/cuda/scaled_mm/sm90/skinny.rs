@@ -2,19 +2,30 @@
 
 use cudarc::driver::CudaStream;
 
-use super::{ALIGNED, DEPTH, SHARED, in_boxes, tensor_maps};
+use super::{ALIGNED, DEPTH, SHARED, in_boxes, weight_map, x_boxes_map, x_map};
 use crate::cuda::Gpu;
 use crate::cuda::error::Error;
 use crate::cuda::launch::{Launch, args};
 use crate::cuda::library::Module;
 use crate::cuda::scaled_mm::params::Params;
-use crate::cuda::scaled_mm::{ScaledMm, row_wise};
+use crate::cuda::scaled_mm::{ScaledMm, WeightLayout, row_wise};
 
 /// Tiles of a product that is bound by reading the weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sm90Skinny {
     /// Output features of a tile: a multiple of 8, at most 64.
     pub(in crate::cuda::scaled_mm) rows: u32,
+    /// How the weight's part of a stage comes.
+    pub(in crate::cuda::scaled_mm) copies: Copies,
+}
+
+/// How the copy engine brings a part of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::cuda::scaled_mm) enum Copies {
+    /// By a tensor map: a copy for each box of a weight in rows, one for all of one in panels.
+    Tiles,
+    /// A copy for each panel, without a tensor map.
+    Pieces,
 }
 
 /// Most stages, and most features, as device code says.
@@ -23,8 +34,8 @@ const MOST_ROWS: u32 = 64;
 
 impl Sm90Skinny {
     pub(in crate::cuda::scaled_mm) fn all() -> Vec<Self> {
-        let rows = (8..=MOST_ROWS).step_by(8);
-        rows.map(|rows| Self { rows }).collect()
+        let both = |rows| [Copies::Tiles, Copies::Pieces].map(|copies| Self { rows, copies });
+        (8..=MOST_ROWS).step_by(8).flat_map(both).collect()
     }
 
     /// Tiles that give every multiprocessor about as many features, in as few rounds as there must be.
@@ -33,11 +44,21 @@ impl Sm90Skinny {
         let n = args.n as u32;
         let rounds = n.div_ceil(most);
         let rows = n.div_ceil(rounds * gpu.processors).next_multiple_of(8);
-        Self { rows }
+        let copies = match args.weight_layout {
+            WeightLayout::Rows { .. } => Copies::Tiles,
+            WeightLayout::Panels => Copies::Pieces,
+        };
+        Self { rows, copies }
     }
 
     pub(in crate::cuda::scaled_mm) fn serves(self, args: &ScaledMm) -> bool {
-        in_boxes(args) && args.m <= 64
+        let comes = self.copies == Copies::Tiles || args.weight_layout == WeightLayout::Panels;
+        comes && in_boxes(args) && args.m <= 64
+    }
+
+    /// How the tiles of a product lie in shared memory.
+    fn ring(self, args: &ScaledMm) -> Ring {
+        Ring::new(self.rows, Self::tokens(args), row_wise(args))
     }
 
     /// Tokens of an instruction.
@@ -64,6 +85,42 @@ impl Sm90Skinny {
     }
 }
 
+/// The ring of tiles, as device code lays it out.
+#[derive(Debug, Clone, Copy)]
+struct Ring {
+    /// Boxes of 128 codes along K in a stage.
+    boxes: u32,
+    /// Blocks that share activations.
+    blocks: u32,
+    stages: u32,
+    /// Bytes of shared memory, with what aligning it may cost.
+    shared: u32,
+}
+
+impl Ring {
+    fn new(rows: u32, tokens: u32, row_wise: bool) -> Self {
+        let (boxes, blocks, tiles) = if tokens <= 32 { (4, 1, 2) } else { (2, 2, 1) };
+        // Sums of two warpgroups, for so many tiles, scales, barriers; then the stages, with scales where they change
+        // along K.
+        let sums = tiles * 2 * tokens * (MOST_ROWS + 4) * 4;
+        let before = (sums + tokens * 4 + 2 * MOST_STAGES * 8).next_multiple_of(ALIGNED) + ALIGNED;
+        let scales = if row_wise {
+            0
+        } else {
+            (MOST_ROWS + tokens) * 4
+        };
+        let stage = boxes * ((rows + tokens) * DEPTH as u32 + scales);
+        // Even, so that each of the two warpgroups has stages of its own.
+        let stages = ((SHARED - before) / stage / 2 * 2).min(MOST_STAGES);
+        Self {
+            boxes,
+            blocks,
+            stages,
+            shared: before + stages * stage,
+        }
+    }
+}
+
 /// # Safety
 /// As [`crate::cuda::scaled_mm`]; the device is of compute capability 9.0.
 pub(in crate::cuda::scaled_mm) unsafe fn launch(
@@ -74,35 +131,80 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
 ) -> Result<(), Error> {
     let params = Params::new(args);
     let tokens = Sm90Skinny::tokens(args);
-    // Boxes of a stage, blocks that share activations, tiles whose sums have room, as device code says.
-    let (boxes, blocks, tiles) = if tokens <= 32 { (4, 1, 2) } else { (2, 2, 1) };
-    let [x, weight] = tensor_maps(args, tokens / blocks, config.rows)?;
+    let ring = config.ring(args);
+    let (boxes, blocks) = (ring.boxes, ring.blocks);
+    // Device code goes by the same condition.
+    let x = match blocks == 1 && args.k.is_multiple_of(DEPTH) {
+        true => x_boxes_map(args, tokens, boxes)?,
+        false => x_map(args, tokens / blocks)?,
+    };
+    let weight = match config.copies {
+        Copies::Tiles => weight_map(args, config.rows, boxes)?,
+        // Not used.
+        Copies::Pieces => x,
+    };
     let kernel = Module::Sm90ScaledMmSkinny.kernel(Sm90Skinny::kernel(args))?;
-    let of_rows = row_wise(args);
-    // As device code lays it out: sums of two warpgroups, scales, barriers; then the ring, with scales of boxes
-    // where they change along K.
-    let sums = tiles * 2 * tokens * (MOST_ROWS + 4) * 4;
-    let before = (sums + tokens * 4 + 2 * MOST_STAGES * 8).next_multiple_of(ALIGNED) + ALIGNED;
-    let scales = if of_rows { 0 } else { (MOST_ROWS + tokens) * 4 };
-    let stage = boxes * ((config.rows + tokens) * DEPTH as u32 + scales);
-    // Even, so that each of the two warpgroups has stages of its own.
-    let stages = ((SHARED - before) / stage / 2 * 2).min(MOST_STAGES);
     let groups = params.n.div_ceil(config.rows * blocks);
     let groups = groups.min(gpu.processors / blocks);
     let launch = Launch {
         grid: [groups * blocks, 1, 1],
-        threads: if of_rows { 288 } else { 320 },
-        shared: before + stages * stage,
+        threads: if row_wise(args) { 288 } else { 320 },
+        shared: ring.shared,
         cluster: blocks,
         dependent: args.dependent,
     };
+    let pieces = u32::from(config.copies == Copies::Pieces);
     let dependent = u32::from(args.dependent);
     // SAFETY: the kernel takes these arguments; the caller vouches for the memory.
     unsafe {
         launch.run(
             stream,
             kernel,
-            args![&params, &x, &weight, &config.rows, &stages, &dependent],
+            args![
+                &params,
+                &x,
+                &weight,
+                &config.rows,
+                &ring.stages,
+                &pieces,
+                &dependent
+            ],
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The instruction reads 64 rows where a stage has fewer: eight of them every `BOXES` atoms, of a weight in panels.
+    #[test]
+    fn what_is_read_past_a_stage_is_in_the_ring() {
+        for rows in (8..=MOST_ROWS).step_by(8) {
+            for (tokens, row_wise) in [8, 16, 32, 64]
+                .into_iter()
+                .flat_map(|m| [(m, true), (m, false)])
+            {
+                let ring = Ring::new(rows, tokens, row_wise);
+                let Ring {
+                    boxes,
+                    stages,
+                    shared,
+                    ..
+                } = ring;
+                assert!(
+                    stages >= 2 && stages.is_multiple_of(2),
+                    "{rows}, {tokens}: {ring:?}"
+                );
+                assert!(shared <= SHARED, "{rows}, {tokens}: {ring:?}");
+                let all = stages * boxes * (rows + tokens) * DEPTH as u32;
+                let last = (stages - 1) * boxes * rows * DEPTH as u32;
+                let read = MOST_ROWS * boxes * DEPTH as u32;
+                assert!(
+                    last + read <= all,
+                    "{rows}, {tokens}: {last} + {read} of {all}"
+                );
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use cudarc::driver::CudaStream;
 
-use super::{ALIGNED, DEPTH, in_tiles, tensor_maps};
+use super::{ALIGNED, DEPTH, in_tiles, weight_map, x_map};
 use crate::cuda::error::Error;
 use crate::cuda::launch::{Launch, args};
 use crate::cuda::library::Module;
@@ -68,7 +68,10 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
     config: Sm90Small,
 ) -> Result<(), Error> {
     let params = Params::new(args);
-    let [x, weight] = tensor_maps(args, config.tokens, Sm90Small::FEATURES)?;
+    let (x, weight) = (
+        x_map(args, config.tokens)?,
+        weight_map(args, Sm90Small::FEATURES, 1)?,
+    );
     let kernel = Module::Sm90ScaledMmSmall.kernel(config.kernel(args))?;
     let tiles = params.n.div_ceil(Sm90Small::FEATURES) * params.m.div_ceil(config.tokens);
     let launch = Launch {

@@ -50,7 +50,7 @@ fn matrices_stored_in_bf16_stay_bf16() {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             let state = load_as(&fixture, Mode::AsCheckpoint, dtype).state();
             for name in state.names() {
-                let tensor = state.get(name).unwrap();
+                let tensor = &state.get(name).unwrap().tensor().unwrap();
                 let stored = checkpoint.info(name).map(|info| info.dtype);
                 let expected = match stored {
                     _ if name.ends_with("_scale") => continue,
@@ -85,7 +85,7 @@ fn what_is_dequantized_gets_the_dtype_of_the_model() {
             "lm_head" => DType::BF16,
             _ => DType::F32,
         };
-        assert_eq!(linear.weight().dtype(), expected, "{name}");
+        assert_eq!(linear.weight().unwrap().dtype(), expected, "{name}");
     }
 }
 
@@ -96,8 +96,8 @@ fn a_bf16_head_computes_what_its_widened_copy_would() {
     let fixture = fixture("llama-channel-token");
     let model = load_as(&fixture, Mode::AsCheckpoint, DType::F32);
     let (_, head) = model.linears().find(|(name, _)| name == "lm_head").unwrap();
-    assert_eq!(head.weight().dtype(), DType::BF16);
-    let wide = head.weight().to_dtype(DType::F32).unwrap();
+    assert_eq!(head.weight().unwrap().dtype(), DType::BF16);
+    let wide = head.weight().unwrap().to_dtype(DType::F32).unwrap();
     let k = wide.dim(1).unwrap();
     for (dtype, half_ulp) in [(DType::F32, 24), (DType::BF16, 8), (DType::F16, 11)] {
         for m in [1, 2, 7, 33] {

@@ -303,7 +303,7 @@ fn run(x: &Tensor, weights: &Weights) -> Result<Vec<Tensor>> {
     match weights {
         Weights::Fp8(pairs) => {
             let pairs = pairs.iter().map(|(codes, scale)| Weight {
-                codes,
+                codes: codes.into(),
                 scale,
                 layout,
                 bias: None,
@@ -328,7 +328,7 @@ fn weights(linear: &Shared) -> Result<Weights> {
     let pair = |(index, &n): (usize, &usize)| {
         let name = format!("{}.{index}", linear.name);
         match random.linear_b(linear.k, n, false, vb.pp(name))? {
-            CtLinear::Fp8(fp8) => Ok((fp8.weight().clone(), fp8.weight_scale().clone())),
+            CtLinear::Fp8(fp8) => Ok((fp8.weight()?, fp8.weight_scale().clone())),
             CtLinear::Dense(_) => bail!("{}: random weights in FP8 came out dense", linear.name),
         }
     };

@@ -291,7 +291,8 @@ mod tests {
         let vb = weights.var_builder(DType::BF16, &Device::Cpu);
         let codes = |name: &str| {
             let linear = weights.linear_b(300, 500, false, vb.pp(name)).unwrap();
-            linear.weight().to_dtype(DType::F32).unwrap()
+            let weight = linear.weight().unwrap();
+            weight.to_dtype(DType::F32).unwrap()
         };
         let (a, b) = (codes("a_proj"), codes("b_proj"));
         let values = a.flatten_all().unwrap().to_vec1::<f32>().unwrap();

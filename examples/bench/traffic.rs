@@ -1,6 +1,5 @@
 //! The bytes that a decode step has to read: what tokens a second are measured against.
 
-use candle_core::Tensor;
 use candle_fp8_transformers::{CausalLm, ModelConfig, Part};
 
 /// Bytes of a decode step, from the tensors that the model holds, in the dtypes in which it holds them.
@@ -25,9 +24,9 @@ impl Traffic {
             let rows = match name {
                 _ if name.ends_with("embed_tokens.weight") => batch as f64,
                 _ if name.contains(".experts.") => touched,
-                _ => return Some(bytes(tensor)),
+                _ => return Some(tensor.bytes() as f64),
             };
-            Some(bytes(tensor) * rows / tensor.dims()[0] as f64)
+            Some(tensor.bytes() as f64 * rows / tensor.dims()[0] as f64)
         });
         Self {
             weights: weights.sum(),
@@ -83,9 +82,9 @@ impl Linears {
                 module.is_some_and(|module| names.contains(&module)),
                 state.get(name),
             ) {
-                linears.bytes += bytes(values);
+                linears.bytes += values.bytes() as f64;
                 if tensor == Some("weight") {
-                    linears.weights += values.elem_count() as f64;
+                    linears.weights += values.dims().iter().product::<usize>() as f64;
                 }
             }
         }
@@ -100,10 +99,6 @@ fn experts_touched(config: &ModelConfig, batch: usize) -> f64 {
         let (experts, chosen) = (moe.num_experts as f64, moe.num_experts_per_tok as f64);
         experts * (1. - (1. - chosen / experts).powf(batch as f64))
     })
-}
-
-fn bytes(tensor: &Tensor) -> f64 {
-    (tensor.elem_count() * tensor.dtype().size_in_bytes()) as f64
 }
 
 #[cfg(test)]

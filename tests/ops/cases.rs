@@ -2,7 +2,7 @@
 
 use crate::oracle::{self, Adder, Float, Layout, Mode};
 use candle_core::{DType, Device, Result, Tensor};
-use candle_fp8::{Input, Quantization, ScaleLayout};
+use candle_fp8::{Codes, Input, Quantization, ScaleLayout};
 use float8::F8E4M3;
 
 pub(crate) use crate::oracle::cases::{Case, Data, Random, table};
@@ -26,12 +26,23 @@ impl Case {
     /// The op's result on activations that hold the case's numbers in whatever layout.
     pub(crate) fn run_on(&self, x: &Tensor, data: &Data, device: &Device) -> Result<Tensor> {
         let weight = codes(&data.weight, (self.n, self.k), device)?;
+        self.run_with(x, &weight, data, device)
+    }
+
+    /// The op's result on activations and the codes of the weight, in whatever layout.
+    pub(crate) fn run_with<'a>(
+        &self,
+        x: &Tensor,
+        weight: impl Into<Codes<'a>>,
+        data: &Data,
+        device: &Device,
+    ) -> Result<Tensor> {
         let layout = layout(self.layout);
         let scale = Tensor::from_slice(&data.scales, layout.shape(self.n, self.k), device)?;
         let bias = Tensor::from_slice(&data.bias, self.n, device)?.to_dtype(self.dtype())?;
         candle_fp8::scaled_mm(
             input(x, self.mode),
-            &weight,
+            weight,
             &scale,
             layout,
             self.bias.then_some(&bias),

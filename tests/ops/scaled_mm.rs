@@ -1,10 +1,10 @@
 //! `scaled_mm` over the case table, and proof that the bound of the comparison is tight enough to catch mistakes.
 
-use crate::cases::{Case, Data, codes, layout, table, values};
+use crate::cases::{Case, Data, code_bits, codes, layout, table, values};
 use crate::devices::everywhere;
 use crate::oracle::{Float, Layout, Mode};
 use candle_core::{DType, Device, Result, Tensor};
-use candle_fp8::{Input, Quantization, ScaleLayout, scaled_mm};
+use candle_fp8::{Input, Quantization, ScaleLayout, pack_weight, scaled_mm};
 
 #[test]
 fn agrees_with_the_oracle() -> Result<()> {
@@ -16,6 +16,24 @@ fn agrees_with_the_oracle() -> Result<()> {
             if let Err(text) = case.check(&y, &expected) {
                 panic!("{case:?}: {text}");
             }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn packed_weights_agree_with_the_oracle() -> Result<()> {
+    everywhere(|device| {
+        for case in table() {
+            let data = case.data();
+            let weight = codes(&data.weight, (case.n, case.k), device)?;
+            let packed = pack_weight(&weight)?;
+            let y = case.run_with(&case.x(&data, device)?, &packed, &data, device)?;
+            if let Err(text) = case.check(&y, &case.expected(&data)) {
+                panic!("{case:?}: {text}");
+            }
+            assert_eq!(packed.dims(), (case.n, case.k));
+            assert_eq!(code_bits(&packed.unpack()?)?, data.weight, "{case:?}");
         }
         Ok(())
     })

@@ -1,12 +1,12 @@
 //! `scaled_mm` of sizes that models have, of weights that start anywhere, of several weights at once.
 
-use crate::cases::{Case, Random, codes, input, layout, values};
+use crate::cases::{Case, codes, input, layout, values};
 use crate::devices::everywhere;
 #[cfg(feature = "cuda")]
 use crate::devices::gpu;
 use crate::oracle::{Float, Layout, Mode};
 use candle_core::{Device, Result, Tensor};
-use candle_fp8::{Input, ScaleLayout, Weight, scaled_mm, scaled_mm_many};
+use candle_fp8::{Codes, Input, ScaleLayout, Weight, scaled_mm, scaled_mm_many};
 
 fn case(m: usize, (n, k): (usize, usize), layout: Layout, mode: Mode, float: Float) -> Case {
     Case {
@@ -70,7 +70,7 @@ impl Parts {
         })
     }
 
-    fn run(&self, case: &Case, weight: &Tensor) -> Result<Vec<f64>> {
+    fn run<'a>(&self, case: &Case, weight: impl Into<Codes<'a>>) -> Result<Vec<f64>> {
         let (input, layout) = (input(&self.x, case.mode), layout(case.layout));
         values(&scaled_mm(input, weight, &self.scale, layout, None)?)
     }
@@ -85,19 +85,8 @@ fn weights_start_and_end_anywhere() -> Result<()> {
                 let parts = Parts::new(&case, device)?;
                 let expected = parts.run(&case, &parts.weight)?;
 
-                let padded = candle_fp8::pad_weight(&parts.weight)?;
-                assert_eq!(
-                    (padded.dims(), padded.dtype()),
-                    (&[37, k][..], parts.weight.dtype())
-                );
-                assert_eq!(padded.stride(), [k.next_multiple_of(16), 1]);
-                assert_eq!(parts.run(&case, &padded)?, expected, "padded, {case:?}");
-                let again = candle_fp8::pad_weight(&padded)?;
-                assert_eq!(
-                    parts.run(&case, &again)?,
-                    expected,
-                    "padded twice, {case:?}"
-                );
+                let packed = candle_fp8::pack_weight(&parts.weight)?;
+                assert_eq!(parts.run(&case, &packed)?, expected, "packed, {case:?}");
 
                 // Behind some other bytes.
                 for before in [1, 8, 16] {
@@ -183,7 +172,7 @@ fn several_weights_at_once() -> Result<()> {
                 let parts: Vec<Parts> = parts.into_iter().collect::<Result<_>>()?;
                 let bias = Tensor::from_slice(&cases[1].data().bias, 16, device)?;
                 let weights = [0, 1, 2].map(|i| Weight {
-                    codes: &parts[i].weight,
+                    codes: (&parts[i].weight).into(),
                     scale: &parts[i].scale,
                     layout: layout(cases[i].layout),
                     bias: (i == 1).then_some(&bias),
@@ -197,26 +186,6 @@ fn several_weights_at_once() -> Result<()> {
                     assert_eq!(values(found)?, values(&expected)?, "{m} {mode:?}");
                 }
             }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn padded_weights_are_views_of_zeros_between_rows() -> Result<()> {
-    everywhere(|device| {
-        let mut random = Random(1);
-        let bytes: Vec<u8> = (0..3 * 19).map(|_| random.finite_code()).collect();
-        let weight = codes(&bytes, (3, 19), device)?;
-        let padded = candle_fp8::pad_weight(&weight)?.to_device(&Device::Cpu)?;
-        assert_eq!(crate::cases::code_bits(&padded)?, bytes);
-        let (storage, _) = padded.storage_and_layout();
-        let candle_core::Storage::Cpu(candle_core::CpuStorage::F8E4M3(all)) = &*storage else {
-            panic!("codes on the CPU");
-        };
-        for (row, expected) in all.chunks(32).zip(bytes.chunks(19)) {
-            let row: Vec<u8> = row.iter().map(|code| code.to_bits()).collect();
-            assert_eq!(row, [expected, &[0; 13]].concat());
         }
         Ok(())
     })

@@ -63,5 +63,5 @@ pub use options::{Activations, LoadOptions};
 pub use plan::{Fp8Module, Plan};
 pub use quantizer::QuantizerCompressedTensors;
 pub use save::{SaveOptions, save};
-pub use state::State;
+pub use state::{State, StateTensor};
 pub use warning::Warning;

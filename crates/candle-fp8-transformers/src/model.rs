@@ -1,6 +1,6 @@
 //! The language model: embedding, decoder layers, final norm, logits.
 
-use candle_compressed_tensors::{CtDenseLinear, CtLinear, LinearSource, State};
+use candle_compressed_tensors::{CtDenseLinear, CtLinear, LinearSource, State, StateTensor};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::{Embedding, Module, VarBuilder};
 
@@ -227,9 +227,7 @@ impl CausalLm {
     pub fn weight_bytes(&self) -> usize {
         let state = self.state();
         let tensors = state.names().filter_map(|name| state.get(name));
-        tensors
-            .map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes())
-            .sum()
+        tensors.map(StateTensor::bytes).sum()
     }
 
     fn forward_timed(&self, ids: &Tensor, cache: &mut KvCache, timer: Timer<'_>) -> Result<Tensor> {

@@ -208,33 +208,12 @@ pub(crate) fn contiguous(op: &'static str, weight: &Tensor) -> Result<(), Error>
     if weight.is_contiguous() {
         return Ok(());
     }
-    Err(strided(
-        op,
-        weight,
-        "contiguous [N, K], because a copy would double its memory",
-    ))
-}
-
-/// Refuses a weight that is neither contiguous nor padded.
-pub(crate) fn contiguous_or_padded(op: &'static str, weight: &Tensor) -> Result<(), Error> {
-    let padded = |k: usize| weight.stride() == [k.next_multiple_of(16), 1];
-    if weight.is_contiguous() || weight.dims().last().is_some_and(|k| padded(*k)) {
-        return Ok(());
-    }
-    Err(strided(
-        op,
-        weight,
-        "contiguous [N, K] or as pad_weight gives it, because a copy would double its memory",
-    ))
-}
-
-fn strided(op: &'static str, weight: &Tensor, expected: &'static str) -> Error {
-    Error::Value {
+    Err(Error::Value {
         op,
         tensor: "weight",
-        expected,
+        expected: "contiguous [N, K], because a copy would double its memory",
         found: format!("strided {:?}", weight.stride()),
-    }
+    })
 }
 
 /// The rows and columns of activations `[.., K]`, K not 0.

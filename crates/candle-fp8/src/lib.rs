@@ -66,7 +66,7 @@ mod dequantize;
 mod error;
 mod fake_quantize;
 mod kernel;
-mod pad_weight;
+mod packed_weight;
 mod quantize;
 mod quantize_weight;
 mod quantized;
@@ -84,7 +84,7 @@ pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
 pub use fake_quantize::fake_quantize;
 pub use kernel::fp8_kernels;
-pub use pad_weight::pad_weight;
+pub use packed_weight::{Codes, PackedWeight, pack_weight};
 pub use quantize::{
     quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,
 };

@@ -1,7 +1,7 @@
 //! Linears whose weights stay in FP8.
 
 use candle_core::{Result, Tensor};
-use candle_fp8::{Input, Quantization, ScaleLayout, Weight, scaled_mm};
+use candle_fp8::{Codes, Input, PackedWeight, Quantization, ScaleLayout, Weight, scaled_mm};
 use candle_nn::Module;
 
 /// A linear whose weight stays in FP8: `y = x · (weight · weight_scale)ᵀ + bias`, through one scaled-matmul op.
@@ -11,7 +11,7 @@ use candle_nn::Module;
 #[derive(Debug, Clone)]
 pub struct CtFp8Linear {
     /// E4M3 codes `[out, in]`.
-    weight: Tensor,
+    weight: PackedWeight,
     /// F32: `[1]`, `[out, 1]` or `[ceil(out / rows), ceil(in / cols)]`, as `layout` says.
     weight_scale: Tensor,
     layout: ScaleLayout,
@@ -43,13 +43,8 @@ impl CtFp8Linear {
                 );
             }
         }
-        // Once, since the op would do it in each call.
-        let weight = match weight.device().is_cuda() {
-            true => candle_fp8::pad_weight(&weight)?,
-            false => weight,
-        };
         Ok(Self {
-            weight,
+            weight: candle_fp8::pack_weight(&weight)?,
             weight_scale,
             layout,
             bias,
@@ -57,8 +52,16 @@ impl CtFp8Linear {
         })
     }
 
-    /// The E4M3 codes `[out, in]`. On CUDA with room between rows where `in` is no multiple of 16, so not contiguous.
-    pub fn weight(&self) -> &Tensor {
+    /// The E4M3 codes `[out, in]`. On CUDA, a copy.
+    ///
+    /// # Errors
+    /// The device has no memory left for the copy.
+    pub fn weight(&self) -> Result<Tensor> {
+        self.weight.unpack()
+    }
+
+    /// The E4M3 codes `[out, in]`, as the ops of the device read them.
+    pub fn packed_weight(&self) -> &PackedWeight {
         &self.weight
     }
 
@@ -93,7 +96,7 @@ impl CtFp8Linear {
     /// What `x` is multiplied with.
     pub(super) fn operand(&self) -> Weight<'_> {
         Weight {
-            codes: &self.weight,
+            codes: Codes::Packed(&self.weight),
             scale: &self.weight_scale,
             layout: self.layout,
             bias: self.bias.as_ref(),
@@ -102,7 +105,7 @@ impl CtFp8Linear {
 
     /// Whether one pass over a quantized input serves both: equal K, equal quantization, sums over equal runs of K.
     pub(super) fn shares_input(&self, other: &Self) -> bool {
-        let columns = |linear: &Self| linear.weight.dims().last().copied();
+        let columns = |linear: &Self| linear.weight.dims().1;
         let run = |linear: &Self| match linear.layout {
             ScaleLayout::Tensor | ScaleLayout::Channel => None,
             ScaleLayout::Block { cols, .. } => Some(cols),

@@ -28,11 +28,14 @@ impl CtLinear {
         matches!(self, Self::Fp8(_))
     }
 
-    /// The weight `[out, in]`: E4M3 codes or dense values.
-    pub fn weight(&self) -> &Tensor {
+    /// The weight `[out, in]`: E4M3 codes or dense values. On CUDA, a copy of the codes.
+    ///
+    /// # Errors
+    /// The device has no memory left for the copy.
+    pub fn weight(&self) -> Result<Tensor> {
         match self {
             Self::Fp8(linear) => linear.weight(),
-            Self::Dense(linear) => linear.weight(),
+            Self::Dense(linear) => Ok(linear.weight().clone()),
         }
     }
 
@@ -48,7 +51,9 @@ impl CtLinear {
     pub fn weight_bytes(&self) -> u64 {
         let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
         match self {
-            Self::Fp8(linear) => bytes(linear.weight()) + bytes(linear.weight_scale()),
+            Self::Fp8(linear) => {
+                linear.packed_weight().bytes() as u64 + bytes(linear.weight_scale())
+            }
             Self::Dense(linear) => bytes(linear.weight()),
         }
     }

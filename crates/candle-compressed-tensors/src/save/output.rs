@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::{Dtype, View};
 
 use crate::{
-    Error, QuantizerCompressedTensors, State,
+    Error, QuantizerCompressedTensors, State, StateTensor,
     checkpoint::stored_bytes,
     convert::{Conversion, Stored},
     dense,
@@ -30,7 +30,7 @@ pub(crate) struct Outputs<'a> {
     quantizer: &'a QuantizerCompressedTensors,
     state: &'a State,
     /// From a stored tensor to the merged one that holds its values now, and how it was merged.
-    merged: HashMap<&'a str, (&'a Conversion, &'a Tensor)>,
+    merged: HashMap<&'a str, (&'a Conversion, Tensor)>,
     /// From a stored tensor to its name in the state, where that is another one.
     served: HashMap<&'a str, String>,
 }
@@ -58,10 +58,11 @@ impl<'a> Outputs<'a> {
         let mut merged = HashMap::new();
         for conversion in plan.conversions.values() {
             if let Some(tensor) = state.get(conversion.target()) {
+                let tensor = tensor.tensor()?;
                 merged.extend(
                     conversion
                         .sources()
-                        .map(|name| (name, (conversion, tensor))),
+                        .map(|name| (name, (conversion, tensor.clone()))),
                 );
             }
         }
@@ -115,11 +116,12 @@ impl<'a> Outputs<'a> {
         let own = self
             .state
             .get(self.served.get(name).map_or(name, String::as_str));
+        let own = own.map(StateTensor::tensor).transpose()?;
         let tensor = match (own, self.merged.get(name)) {
             (Some(tensor), _) if plan.weight_scale(name).is_some() => {
-                Conversion::reshape_scale(name).restore(tensor, name, stored)
+                Conversion::reshape_scale(name).restore(&tensor, name, stored)
             }
-            (Some(tensor), _) => Some(Ok(tensor.clone())),
+            (Some(tensor), _) => Some(Ok(tensor)),
             // Copied where they are: on its way to the host a view would take all experts of the layer along.
             (None, Some((conversion, tensor))) => conversion
                 .restore_dense(tensor, name, stored)

@@ -29,7 +29,11 @@ fn the_state_holds_every_tensor_under_its_name() {
         expected.sort_unstable();
         assert_eq!(state.names().collect::<Vec<_>>(), expected, "{model_type}");
         for (name, tensor) in &tensors {
-            assert_eq!(difference(state.get(name).unwrap(), tensor), 0.0, "{name}");
+            assert_eq!(
+                difference(&state.get(name).unwrap().tensor().unwrap(), tensor),
+                0.0,
+                "{name}"
+            );
         }
         let bytes: usize = tensors.values().map(|tensor| 4 * tensor.elem_count()).sum();
         assert_eq!(model.weight_bytes(), bytes);

@@ -31,7 +31,12 @@ pub(super) fn many(x: &Tensor, input: Input<'_>, weights: &[Weight<'_>]) -> Resu
     };
     let guards: Vec<_> = weights
         .iter()
-        .map(|w| (w.codes.storage_and_layout(), w.scale.storage_and_layout()))
+        .map(|w| {
+            (
+                w.codes.tensor().storage_and_layout(),
+                w.scale.storage_and_layout(),
+            )
+        })
         .collect();
     let operands = ops
         .iter()

@@ -1,7 +1,7 @@
 //! The products on NVIDIA GPUs.
 
 use candle_core::{CudaStorage, DType, Result, Tensor};
-use candle_kernels_fp8::cuda::{self as kernels, Activations};
+use candle_kernels_fp8::cuda::{self as kernels, Activations, WeightLayout};
 
 use super::{Input, Mode, OP, ScaledMm, Weight};
 use crate::cuda::{On, Rows, View, float, on_cuda, tensor, writes};
@@ -31,7 +31,7 @@ pub(super) fn many(x: &Tensor, input: Input<'_>, weights: &[Weight<'_>]) -> Resu
     let on = On::new(OP, &x.0.device);
     with_operand(&on, op, x, |x| {
         let products = ops.iter().zip(weights).map(|(op, w)| {
-            let (weight, weight_layout) = w.codes.storage_and_layout();
+            let (weight, weight_layout) = w.codes.tensor().storage_and_layout();
             let (scale, scale_layout) = w.scale.storage_and_layout();
             let weight = (on_cuda(&weight)?, weight_layout);
             let scale = (on_cuda(&scale)?, scale_layout);
@@ -123,7 +123,16 @@ fn product(
     if op.m == 0 {
         return Ok(out);
     }
-    let weight = Rows::of(on, weight)?.aligned(on)?;
+    let weight = match op.in_panels {
+        true => Rows::flat(on, weight)?,
+        false => Rows::of(on, weight)?.aligned(on)?,
+    };
+    let weight_layout = match op.in_panels {
+        true => WeightLayout::Panels,
+        false => WeightLayout::Rows {
+            stride: weight.stride,
+        },
+    };
     let scale = Rows::flat(on, scale)?;
     let bias = op.bias.as_ref().map(Tensor::storage_and_layout);
     let bias = match &bias {
@@ -145,9 +154,7 @@ fn product(
             activations: x.activations,
             row_stride: x.stride,
             weight: codes.address,
-            weight_layout: kernels::WeightLayout::Rows {
-                stride: weight.stride,
-            },
+            weight_layout,
             weight_scales: scales.address,
             layout: op.layout,
             bias: bias.as_ref().map(|(bias, float)| (bias.address, *float)),

@@ -10,7 +10,7 @@ use candle_core::{
 use candle_kernels_fp8::cpu::Scaling;
 
 use crate::error::{self, Error};
-use crate::{Quantization, ScaleLayout};
+use crate::{Codes, Quantization, ScaleLayout};
 
 const OP: &str = "scaled_mm";
 
@@ -37,35 +37,36 @@ pub enum Input<'a> {
 /// `x · weightᵀ`, with scales, and a bias added.
 ///
 /// - `input`: the activations `[.., K]`, any strides;
-/// - `weight`: F8E4M3 `[N, K]`, contiguous or as [`pad_weight`](crate::pad_weight) gives it;
+/// - `weight`: F8E4M3 `[N, K]`, contiguous, or a [`PackedWeight`](crate::PackedWeight), which CUDA reads faster;
 /// - `weight_scale`: F32, of the shape that `layout` says;
 /// - `bias`: BF16, F16 or F32 `[N]`.
 ///
 /// Gives `[.., N]` in the input's dtype; see the [arithmetic](crate#arithmetic). The weight is never expanded: the CPU
-/// kernel decodes at most 4 × 1024 codes at a time in each thread, CUDA kernels on their way to the tensor cores. If its
-/// rows do not start at multiples of 16 bytes, each call on CUDA makes a copy of it.
+/// kernel decodes at most 4 × 1024 codes at a time in each thread, CUDA kernels on their way to the tensor cores. If it is a
+/// tensor whose rows do not start at multiples of 16 bytes, each call on CUDA makes a copy of it.
 ///
 /// # Errors
 /// If a dtype, shape or device is not as said above, the weight is not contiguous, a static scale is not positive and
 /// finite, or the tensors are on a [device](crate#devices) without kernels; and in a backward pass that reaches the op,
 /// because FP8 linears are not trainable. A bias that gradients are tracked for is refused at once.
-pub fn scaled_mm(
+pub fn scaled_mm<'a>(
     input: Input<'_>,
-    weight: &Tensor,
+    weight: impl Into<Codes<'a>>,
     weight_scale: &Tensor,
     layout: ScaleLayout,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
+    let weight = weight.into();
     let op = ScaledMm::check(input, weight, weight_scale, layout, bias)?;
     let (Input::Full(x) | Input::Quantize(x, _) | Input::Codes { codes: x, .. }) = input;
-    x.apply_op3(weight, weight_scale, op)
+    x.apply_op3(weight.tensor(), weight_scale, op)
 }
 
 /// An FP8 weight with its scales and bias, as [`scaled_mm`] takes them one by one.
 #[derive(Debug, Clone, Copy)]
 pub struct Weight<'a> {
-    /// F8E4M3 `[N, K]`, contiguous or as [`pad_weight`](crate::pad_weight) gives it.
-    pub codes: &'a Tensor,
+    /// F8E4M3 `[N, K]`.
+    pub codes: Codes<'a>,
     /// F32, of the shape that `layout` says.
     pub scale: &'a Tensor,
     /// What one scale spans.
@@ -86,7 +87,7 @@ pub fn scaled_mm_many(input: Input<'_>, weights: &[Weight<'_>]) -> Result<Vec<Te
     let tracked = x.track_op()
         || weights
             .iter()
-            .any(|w| w.codes.track_op() || w.scale.track_op());
+            .any(|w| w.codes.tensor().track_op() || w.scale.track_op());
     if x.device().is_cpu() && !tracked {
         return cpu::many(x, input, weights);
     }
@@ -98,19 +99,25 @@ pub fn scaled_mm_many(input: Input<'_>, weights: &[Weight<'_>]) -> Result<Vec<Te
     weights.iter().map(product).collect()
 }
 
-/// Checks what [`scaled_mm`] asks of a weight: F8E4M3 `[N, K]`, contiguous or as [`pad_weight`](crate::pad_weight) gives
-/// it, with an F32 scale as `layout` says on the same device. Gives `(N, K)`.
+/// Checks what [`scaled_mm`] asks of a weight: F8E4M3 `[N, K]`, contiguous or packed, with an F32 scale as `layout` says on
+/// the same device. Gives `(N, K)`.
 ///
 /// # Errors
 /// If it is not so.
-pub fn check_weight(
-    weight: &Tensor,
+pub fn check_weight<'a>(
+    weight: impl Into<Codes<'a>>,
     weight_scale: &Tensor,
     layout: ScaleLayout,
 ) -> Result<(usize, usize)> {
-    error::codes(OP, "weight", weight.dtype())?;
-    let (n, k) = error::weight_dims(OP, "weight", weight)?;
-    error::contiguous_or_padded(OP, weight)?;
+    let weight = weight.into();
+    let (n, k) = match weight {
+        Codes::Packed(weight) => weight.dims(),
+        Codes::Rows(weight) => {
+            error::codes(OP, "weight", weight.dtype())?;
+            error::contiguous(OP, weight)?;
+            error::weight_dims(OP, "weight", weight)?
+        }
+    };
     error::dtype(
         OP,
         "weight_scale",
@@ -119,7 +126,7 @@ pub fn check_weight(
         "F32",
     )?;
     error::weight_scale(OP, weight_scale, layout, n, k)?;
-    error::device(OP, "weight_scale", weight_scale, weight.device())?;
+    error::device(OP, "weight_scale", weight_scale, weight.tensor().device())?;
     Ok((n, k))
 }
 
@@ -129,6 +136,9 @@ struct ScaledMm {
     n: usize,
     k: usize,
     mode: Mode,
+    /// Whether the weight lies in an order of its own.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code))]
+    in_panels: bool,
     layout: ScaleLayout,
     bias: Option<Tensor>,
     dtype: DType,
@@ -144,16 +154,17 @@ enum Mode {
 impl ScaledMm {
     fn check(
         input: Input<'_>,
-        weight: &Tensor,
+        weight: Codes<'_>,
         weight_scale: &Tensor,
         layout: ScaleLayout,
         bias: Option<&Tensor>,
     ) -> Result<Self> {
         let (n, k) = check_weight(weight, weight_scale, layout)?;
+        let device = weight.tensor().device();
         if let Some(bias) = bias {
             error::float(OP, "bias", bias.dtype())?;
             error::shape(OP, "bias", bias, &[n], "one for each output feature")?;
-            error::device(OP, "bias", bias, weight.device())?;
+            error::device(OP, "bias", bias, device)?;
             if bias.track_op() {
                 return Err(Error::NotTrainable { op: OP }.into());
             }
@@ -182,7 +193,7 @@ impl ScaledMm {
                 (codes, dtype, Mode::Codes { scales, scaling })
             }
         };
-        error::device(OP, "x", x, weight.device())?;
+        error::device(OP, "x", x, device)?;
         let (m, x_k) = error::rows(OP, "x", x)?;
         if x_k != k {
             return Err(Error::Shape {
@@ -200,6 +211,7 @@ impl ScaledMm {
             n,
             k,
             mode,
+            in_panels: weight.in_panels(),
             layout,
             bias: bias.cloned(),
             dtype,

@@ -1,0 +1,154 @@
+//! Weights in the order in which products read them.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::error;
+
+const OP: &str = "pack_weight";
+
+/// An FP8 weight `[N, K]` as the products of its device read it fastest. Cloning is cheap.
+///
+/// On CUDA that is an order of its own, with N rounded up to a multiple of 8 and K to one of 128; on the CPU it is the
+/// tensor as it was.
+#[derive(Debug, Clone)]
+pub struct PackedWeight {
+    /// F8E4M3: `[N, K]`, or on CUDA all bytes of the panels.
+    codes: Tensor,
+    n: usize,
+    k: usize,
+}
+
+impl PackedWeight {
+    /// Output and input features, `(N, K)`.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.n, self.k)
+    }
+
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        self.codes.device()
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        self.codes.elem_count() * DType::F8E4M3.size_in_bytes()
+    }
+
+    /// The weight as it was: F8E4M3 `[N, K]`. A copy on CUDA.
+    ///
+    /// # Errors
+    /// If the device has no memory left for the copy, or fails.
+    pub fn unpack(&self) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if self.codes.device().is_cuda() {
+            return cuda::unpack(&self.codes, (self.n, self.k));
+        }
+        Ok(self.codes.clone())
+    }
+}
+
+/// A weight that [`scaled_mm`](crate::scaled_mm) is called with more than once.
+///
+/// `weight`: F8E4M3 `[N, K]`, contiguous. On CUDA its codes are copied, and the original can go.
+///
+/// # Errors
+/// If the weight is not as said above, or on a GPU without [kernels](crate#devices).
+pub fn pack_weight(weight: &Tensor) -> Result<PackedWeight> {
+    error::codes(OP, "weight", weight.dtype())?;
+    let (n, k) = error::weight_dims(OP, "weight", weight)?;
+    error::contiguous(OP, weight)?;
+    #[cfg(feature = "cuda")]
+    if weight.device().is_cuda() {
+        let codes = cuda::pack(weight, (n, k))?;
+        return Ok(PackedWeight { codes, n, k });
+    }
+    Ok(PackedWeight {
+        codes: weight.clone(),
+        n,
+        k,
+    })
+}
+
+/// The codes of a weight, as an op takes them.
+#[derive(Debug, Clone, Copy)]
+pub enum Codes<'a> {
+    /// F8E4M3 `[N, K]`, contiguous.
+    Rows(&'a Tensor),
+    /// Packed once, which serves many products.
+    Packed(&'a PackedWeight),
+}
+
+impl<'a> Codes<'a> {
+    /// The tensor that holds them.
+    pub(crate) fn tensor(self) -> &'a Tensor {
+        match self {
+            Self::Rows(tensor) => tensor,
+            Self::Packed(weight) => &weight.codes,
+        }
+    }
+
+    /// Whether they lie in an order of their own.
+    pub(crate) fn in_panels(self) -> bool {
+        matches!(self, Self::Packed(weight) if weight.codes.device().is_cuda())
+    }
+}
+
+impl<'a> From<&'a Tensor> for Codes<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        Self::Rows(tensor)
+    }
+}
+
+impl<'a> From<&'a PackedWeight> for Codes<'a> {
+    fn from(weight: &'a PackedWeight) -> Self {
+        Self::Packed(weight)
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use candle_core::{DType, Result, Tensor};
+    use candle_kernels_fp8::cuda::{self as kernels, Panels};
+
+    use super::OP;
+    use crate::cuda::{On, Rows, on_cuda, tensor, writes};
+
+    /// Codes `[N, K]` into panels, as a row of bytes.
+    pub(super) fn pack(weight: &Tensor, (n, k): (usize, usize)) -> Result<Tensor> {
+        let panels = Panels { n, k };
+        let (storage, layout) = weight.storage_and_layout();
+        let storage = on_cuda(&storage)?;
+        let on = On::new(OP, &storage.device);
+        let rows = Rows::of(&on, (storage, layout))?;
+        let mut packed = on.alloc(panels.len(), DType::F8E4M3)?;
+        {
+            let from = rows.reads(on.stream())?;
+            let to = writes(&mut packed, on.stream())?;
+            let from = (from.address, rows.stride);
+            // SAFETY: the weight has `n` rows that are so far apart, and there is room for its panels; both live until they
+            // are freed in the stream's order.
+            on.launched(unsafe { kernels::pack(on.stream(), from, to.address, panels, false) })?;
+        }
+        Ok(tensor(packed, panels.len()))
+    }
+
+    /// The opposite.
+    pub(super) fn unpack(packed: &Tensor, (n, k): (usize, usize)) -> Result<Tensor> {
+        let (storage, layout) = packed.storage_and_layout();
+        let storage = on_cuda(&storage)?;
+        let on = On::new("unpack", &storage.device);
+        let panels = Rows::flat(&on, (storage, layout))?;
+        let mut rows = on.alloc(n * k, DType::F8E4M3)?;
+        {
+            let from = panels.reads(on.stream())?;
+            let to = writes(&mut rows, on.stream())?;
+            let to = (to.address, k);
+            // SAFETY: `pack` made the panels, and there is room for the rows; both live until they are freed in the
+            // stream's order.
+            on.launched(unsafe {
+                kernels::unpack(on.stream(), from.address, to, Panels { n, k }, false)
+            })?;
+        }
+        Ok(tensor(rows, (n, k)))
+    }
+}

@@ -171,6 +171,32 @@ fn every_size() {
     report.finish("every size");
 }
 
+/// Each kernel, by few and small problems: for tools under which launches take long. One K goes round every ring.
+#[test]
+fn each_kernel() {
+    let Some(device) = Device::get() else { return };
+    let mut report = Report::default();
+    let (rows, blocks) = (cases::OF_CODES[0], cases::OF_CODES[1]);
+    for (i, (sizes, (layout, scaling), float)) in [
+        ((2, 70, 8528), rows, None),
+        ((20, 130, 1040), rows, None),
+        ((150, 260, 1040), rows, None),
+        ((5, 130, 656), blocks, None),
+        ((40, 130, 656), blocks, None),
+        ((150, 260, 656), blocks, None),
+        ((3, 130, 528), rows, Some(Float::Bf16)),
+        ((150, 260, 528), rows, Some(Float::F16)),
+        ((70, 260, 528), blocks, Some(Float::Bf16)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let problem = cases::problem(sizes, layout, scaling, float, 6000 + i as u64);
+        report.check(&device, "kernel", &problem);
+    }
+    report.finish("each kernel");
+}
+
 /// Products of more tiles than multiprocessors, for kernels whose blocks stay and take one tile after the other: what a ring
 /// holds of the last tile must not get into the next. Five and a bit steps along K start each tile at another stage.
 #[test]

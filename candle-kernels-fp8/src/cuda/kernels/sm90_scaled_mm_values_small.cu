@@ -34,17 +34,8 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
     const uint32_t feature = min(row + group * GROUP_FEATURES, args.n - 1);
     auto step_scale = [&](uint32_t step) { return weight_scale(args, feature, (share.begin + step) * DEPTH); };
     float total[TOKENS / 2];
-    Widen<T> widen;
-    multiply_tiles<T, 1, BLOCK, 2>(shared.ring, shared.weights, shared.xs, weight_at, x_at, group,
-                                   share.end - share.begin, total, widen, step_scale);
-#pragma unroll
-    for (uint32_t c = 0; c < 2; c++) {
-        const bool met_nan = widen.met_nan(c);
-#pragma unroll
-        for (uint32_t i = 0; i < TOKENS / 2; i++) {
-            if (met_nan && i / 2 % 2 == c) total[i] = __int_as_float(0x7fffffff);
-        }
-    }
+    multiply_tiles<T, 1, BLOCK>(shared.ring, shared.weights, shared.xs, weight_at, x_at, group, share.end - share.begin,
+                                total, step_scale);
     wait_for_inputs(); // whoever wrote or read the results' memory before is done
     // The sums take the place of the tiles.
     named_barrier(1, CONSUMERS * WARPGROUP);

@@ -114,7 +114,7 @@ __device__ __forceinline__ void supply(Shared<ROWS, COLS>& shared, const ScaledM
             if (supplier % 32 == 0) barrier_arrive(shared_address(&shared.full[stage]));
             if (++stage == Ring::STAGES) stage = 0, phase ^= 1;
         };
-        supply_scales<4, false, Ring::RUNS>(args, rows, first_col, Ring::RUN, 0, steps, give);
+        supply_scales<false, Ring::RUNS>(args, rows, first_col, Ring::RUN, 0, steps, give);
     }
 }
 

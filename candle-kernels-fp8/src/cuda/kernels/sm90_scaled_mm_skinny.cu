@@ -18,9 +18,9 @@
 constexpr uint32_t DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128, MOST_STAGES = 16, MOST_ROWS = 64;
 constexpr uint32_t PRODUCER = CONSUMERS * WARPGROUP;
 
-// Boxes of a stage, and blocks that share activations.
-template <uint32_t TOKENS>
-constexpr uint32_t BOXES = TOKENS <= 16 ? 8 : TOKENS <= 32 ? 4 : 2;
+// Boxes of a stage: long copies, where scales do not have to come along. Blocks that share activations.
+template <uint32_t TOKENS, bool BLOCK>
+constexpr uint32_t BOXES = TOKENS <= 16 && !BLOCK ? 8 : TOKENS <= 32 ? 4 : 2;
 template <uint32_t TOKENS>
 constexpr uint32_t BLOCKS = TOKENS <= 32 ? 1 : 2;
 
@@ -39,9 +39,9 @@ struct alignas(1024) Shared {
 // Where the stages of the ring are: BOXES boxes of the weight [rows, 128] for each, then as many of activations
 // [TOKENS, 128], then, where they change along K, scales of boxes: of MOST_ROWS features and of tokens. In a stage, boxes
 // of a weight in rows follow each other; in panels, those of each eight rows do.
-template <uint32_t TOKENS>
+template <uint32_t TOKENS, bool BLOCK>
 struct Ring {
-    static constexpr uint32_t BOXES = ::BOXES<TOKENS>;
+    static constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>;
     uint32_t first, rows, stages;
     uint32_t box, eight; // bytes from a box of the weight to the next, and from eight of its rows to the next eight
 
@@ -68,14 +68,14 @@ struct Work {
 };
 
 // What one thread does: it copies weights and activations into the ring.
-template <uint32_t TOKENS>
+template <uint32_t TOKENS, bool BLOCK>
 struct Producer {
-    static constexpr uint32_t BOXES = ::BOXES<TOKENS>, SHARE = TOKENS / BLOCKS<TOKENS>;
+    static constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>, SHARE = TOKENS / BLOCKS<TOKENS>;
     Shared<TOKENS>& shared;
     const ScaledMm& args;
     const Work& work;
     const CUtensorMap &x, &weight;
-    const Ring<TOKENS>& ring;
+    const Ring<TOKENS, BLOCK>& ring;
     bool pieces; // whether a weight in panels comes panel by panel, without its map
 
     __device__ __forceinline__ uint32_t full(uint32_t stage) const { return shared_address(&shared.full[stage]); }
@@ -165,9 +165,9 @@ struct Producer {
 };
 
 // Has the L2 cache fetch what the first copies will be of, a line a thread: they start only when barriers are set up.
-template <uint32_t TOKENS>
+template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void fetch_ahead(const ScaledMm& args, uint32_t rows) {
-    constexpr uint32_t BOXES = ::BOXES<TOKENS>, LINES = BOXES * PANEL_ROWS; // LINES: of eight rows in a stage
+    constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>, LINES = BOXES * PANEL_ROWS; // LINES: of eight rows in a stage
     const uint32_t eight = threadIdx.x / LINES * PANEL_ROWS, line = threadIdx.x % LINES;
     const uint32_t row = args.panels ? 0 : line / BOXES, at = args.panels ? line : line % BOXES;
     const uint32_t first = blockIdx.x * rows + eight;
@@ -177,10 +177,10 @@ __device__ __forceinline__ void fetch_ahead(const ScaledMm& args, uint32_t rows)
 }
 
 // Copies scales into the ring. A lane takes one of the boxes, and each LANE_ROWSth row.
-template <uint32_t TOKENS>
+template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
-                                       const Ring<TOKENS>& ring) {
-    constexpr uint32_t BOXES = ::BOXES<TOKENS>, LANE_ROWS = 32 / BOXES;
+                                       const Ring<TOKENS, BLOCK>& ring) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>, LANE_ROWS = 32 / BOXES;
     const uint32_t row = threadIdx.x % 32 / BOXES, box = threadIdx.x % BOXES;
     wait_for_inputs();
     uint32_t stage = 0, lap = 0;
@@ -216,8 +216,8 @@ __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& a
 
 template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
-                                        const Ring<TOKENS>& ring) {
-    constexpr uint32_t BOXES = ::BOXES<TOKENS>, OWN = BOXES / CONSUMERS;
+                                        const Ring<TOKENS, BLOCK>& ring) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>, OWN = BOXES / CONSUMERS;
     // The same in all lanes, as the compiler sees by this.
     const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0), thread = threadIdx.x % WARPGROUP;
     const uint32_t warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
@@ -321,8 +321,8 @@ template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight,
                                        uint32_t rows, uint32_t stages, bool pieces, bool dependent) {
     auto& shared = aligned_shared<Shared<TOKENS>>();
-    const Ring<TOKENS> ring(shared_address(&shared + 1), rows, stages, args.panels);
-    if (threadIdx.x < PRODUCER) fetch_ahead<TOKENS>(args, rows);
+    const Ring<TOKENS, BLOCK> ring(shared_address(&shared + 1), rows, stages, args.panels);
+    if (threadIdx.x < PRODUCER) fetch_ahead<TOKENS, BLOCK>(args, rows);
     const bool producer = threadIdx.x / 32 == PRODUCER / 32, first_lane = threadIdx.x % 32 == 0;
     // Two threads set the barriers up: the one that copies waits for no other before its first copies.
     if (threadIdx.x == PRODUCER) {
@@ -346,9 +346,9 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
         named_barrier(2, THREADS<BLOCK>);
     }
     launch_dependents();
-    const Work work(args, rows, BOXES<TOKENS>, BLOCKS<TOKENS>);
+    const Work work(args, rows, BOXES<TOKENS, BLOCK>, BLOCKS<TOKENS>);
     if (producer) {
-        const Producer<TOKENS> producer{shared, args, work, x, weight, ring, pieces};
+        const Producer<TOKENS, BLOCK> producer{shared, args, work, x, weight, ring, pieces};
         if (first_lane) producer.begin(dependent);
         __syncwarp();
         if (BLOCKS<TOKENS> == 1) named_barrier(3, PRODUCER + 32);
@@ -357,7 +357,7 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
         if (BLOCKS<TOKENS> == 1) named_barrier_arrive(3, PRODUCER + 32);
         consume<TOKENS, BLOCK>(shared, args, work, ring);
     } else if (BLOCK) {
-        supply<TOKENS>(shared, args, work, ring);
+        supply<TOKENS, BLOCK>(shared, args, work, ring);
     }
 }
 

@@ -94,7 +94,7 @@ __device__ __forceinline__ void supply(Shared<COLS>& shared, const ScaledMm& arg
         if (lane == 0) barrier_arrive(shared_address(&shared.full[stage]));
         if (++stage == STAGES) stage = 0, phase ^= 1;
     };
-    supply_scales<4, (COLS <= 64), 1>(args, tokens, row, ROWS, share.begin, share.end, give);
+    supply_scales<(COLS <= 64), 1>(args, tokens, row, ROWS, share.begin, share.end, give);
 }
 
 template <uint32_t COLS, bool BLOCK>

@@ -16,11 +16,15 @@ struct Run {
 };
 
 // Gives `give` the scales of each step of 128 along K in [begin, end), one step after the other: scales[run][i] is that of
-// tokens[i] times that of the feature `run * width` after `feature`. Loads of BATCH steps are under way together; with
-// AHEAD those of the next ones, too, at the price of as many registers again.
-template <uint32_t BATCH, bool AHEAD, uint32_t RUNS, uint32_t TOKENS, typename Give>
+// tokens[i] times that of the feature `run * width` after `feature`. Loads of four steps are under way together; with
+// AHEAD those of the next ones, too, at the price of as many registers again. Scales of a token lie beside each other: they
+// come four at once where they may, as a load for each would keep the cache as busy as the tiles do.
+template <bool AHEAD, uint32_t RUNS, uint32_t TOKENS, typename Give>
 __device__ __forceinline__ void supply_scales(const ScaledMm& args, const uint32_t (&tokens)[TOKENS], uint32_t feature,
                                               uint32_t width, uint32_t begin, uint32_t end, Give give) {
+    constexpr uint32_t BATCH = 4;
+    const bool four_at_once = args.x_scale_run == 128 && args.x_scale_row % BATCH == 0 && begin % BATCH == 0 &&
+                              reinterpret_cast<uintptr_t>(args.x_scales) % sizeof(float4) == 0;
     // Places in arrays of scales: their number fits 32 bits.
     uint32_t of_tokens[TOKENS], of_runs[RUNS];
 #pragma unroll
@@ -35,10 +39,21 @@ __device__ __forceinline__ void supply_scales(const ScaledMm& args, const uint32
     };
     Run token_run(args.x_scale_run, begin), feature_run(args.weight_scale_run, begin);
     auto load = [&](Batch& batch, uint32_t base) {
+        if (four_at_once) {
+            // Of a last batch that is not whole, some belong to no step: rows are as long as whole ones.
+#pragma unroll
+            for (uint32_t i = 0; i < TOKENS; i++) {
+                const float4 four = *reinterpret_cast<const float4*>(args.x_scales + of_tokens[i] + base);
+                batch.tokens[0][i] = four.x, batch.tokens[1][i] = four.y;
+                batch.tokens[2][i] = four.z, batch.tokens[3][i] = four.w;
+            }
+        }
 #pragma unroll
         for (uint32_t step = 0; step < BATCH; step++) {
 #pragma unroll
-            for (uint32_t i = 0; i < TOKENS; i++) batch.tokens[step][i] = args.x_scales[of_tokens[i] + token_run.index];
+            for (uint32_t i = 0; i < TOKENS; i++) {
+                if (!four_at_once) batch.tokens[step][i] = args.x_scales[of_tokens[i] + token_run.index];
+            }
 #pragma unroll
             for (uint32_t run = 0; run < RUNS; run++) {
                 batch.runs[step][run] = args.weight_scales[of_runs[run] + feature_run.index];

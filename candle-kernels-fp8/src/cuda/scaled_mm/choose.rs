@@ -115,10 +115,14 @@ fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         return sm90_values(gpu, args);
     }
     let skinny = Sm90Skinny::chosen(gpu, args);
-    if skinny.serves(args) {
+    if skinny.serves(args) && args.m <= 32 {
         let short = args.m <= 8 && args.n * args.k <= LONG && !args.dependent;
         return (!short).then_some(Kernel::Sm90Skinny(skinny));
     }
+    let skinny = skinny.serves(args).then(|| {
+        let micros = skinny_micros(gpu, args, skinny);
+        (Kernel::Sm90Skinny(skinny), micros)
+    });
     let small = Sm90Small::all()
         .into_iter()
         .filter(|config| config.serves(args))
@@ -127,7 +131,9 @@ fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         .into_iter()
         .filter(|config| config.serves(args) && args.m > 64)
         .map(|config| (Kernel::Sm90Large(config), large_micros(gpu, args, config)));
-    small
+    skinny
+        .into_iter()
+        .chain(small)
         .chain(large)
         .min_by(|a, b| a.1.total_cmp(&b.1))
         .map(|(kernel, _)| kernel)
@@ -169,8 +175,21 @@ fn large_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Large) -> f64 {
     3.0 + multiply.max(1.15 * read_micros(args))
 }
 
+/// As [`large_micros`], of 33 to 64 rows: steps along K, or all that the L2 cache gives: a weight, and for each tile the
+/// activations, half of which the other block of a pair fetches.
+fn skinny_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Skinny) -> f64 {
+    let tiles = args.n.div_ceil(config.rows as usize);
+    let rounds = tiles.div_ceil(gpu.processors as usize) as f64;
+    let step = 0.17 + 0.0008 * f64::from(config.rows);
+    let bytes = (args.n + tiles * 32) * args.k;
+    2.8 + (rounds * steps(args) * step).max(bytes as f64 / L2_BYTES_A_MICRO)
+}
+
 /// As [`large_micros`].
 fn small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
+    if args.m <= 64 {
+        return few_rows_micros(gpu, args, config);
+    }
     let step = match config.tokens {
         32 => 0.23,
         64 => 0.28,
@@ -210,17 +229,40 @@ fn values_small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90ValuesSmall) -> f6
 fn split_micros(gpu: Gpu, args: &ScaledMm, (tokens, blocks): (u32, u32), step: f64) -> f64 {
     let tiles = args.m.div_ceil(tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
     let blocks = blocks as usize;
-    // Clusters of more than two leave some multiprocessors without one.
-    let processors = match blocks {
-        ..=2 => gpu.processors as usize,
-        _ => gpu.processors as usize * 9 / 10,
-    };
-    let rounds = (tiles * blocks).div_ceil(processors) as f64;
+    let rounds = (tiles * blocks).div_ceil(clusters_of(gpu, blocks)) as f64;
     let multiply = steps(args) / blocks as f64 * step;
     let reduce = 0.7 + 0.7 * blocks as f64;
     let read = read_micros(args) - 2.0;
     1.5 + (rounds * (multiply + 3.5 + reduce)).max(read + 3.5 + reduce)
 }
+
+/// As [`skinny_micros`], of clusters that share out K. Of a weight that is read more than once, a third counts again.
+fn few_rows_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
+    let step = match config.tokens {
+        32 => 0.22,
+        64 => 0.32,
+        _ => 0.42,
+    };
+    let (tokens, blocks) = (config.tokens as usize, config.blocks as usize);
+    let readings = args.m.div_ceil(tokens);
+    let tiles = readings * args.n.div_ceil(Sm90Small::FEATURES as usize);
+    let rounds = (tiles * blocks).div_ceil(clusters_of(gpu, blocks)) as f64;
+    let weight = (args.n * args.k) as f64 * (1.0 + 0.33 * (readings - 1) as f64);
+    let bytes = weight + (tiles * tokens * args.k) as f64;
+    let multiply = rounds * steps(args) / blocks as f64 * step;
+    3.3 + 0.37 * blocks as f64 + multiply.max(bytes / L2_BYTES_A_MICRO)
+}
+
+/// Multiprocessors that clusters of so many blocks can have: those of more than two leave some out.
+fn clusters_of(gpu: Gpu, blocks: usize) -> usize {
+    match blocks {
+        ..=2 => gpu.processors as usize,
+        _ => gpu.processors as usize * 9 / 10,
+    }
+}
+
+/// What an H200's L2 cache gives all multiprocessors in a microsecond, while it reads from memory.
+const L2_BYTES_A_MICRO: f64 = 5.25e6;
 
 /// Microseconds in which an H200's memory gives the weight.
 fn read_micros(args: &ScaledMm) -> f64 {

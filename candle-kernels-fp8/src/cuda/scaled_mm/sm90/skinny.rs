@@ -55,14 +55,18 @@ impl Sm90Skinny {
             rows
         };
         let copies = match args.weight_layout {
-            WeightLayout::Rows { .. } => Copies::Tiles,
-            WeightLayout::Panels => Copies::Pieces,
+            // Where pairs of blocks share activations, many copies come late.
+            WeightLayout::Panels if args.m <= 32 => Copies::Pieces,
+            _ => Copies::Tiles,
         };
         Self { rows, copies }
     }
 
     pub(in crate::cuda::scaled_mm) fn serves(self, args: &ScaledMm) -> bool {
-        let comes = self.copies == Copies::Tiles || args.weight_layout == WeightLayout::Panels;
+        let comes = match self.copies {
+            Copies::Tiles => true,
+            Copies::Pieces => args.weight_layout == WeightLayout::Panels && args.m <= 32,
+        };
         comes && in_boxes(args) && args.m <= 64
     }
 
@@ -110,7 +114,7 @@ struct Ring {
 impl Ring {
     fn new(rows: u32, tokens: u32, row_wise: bool) -> Self {
         let (boxes, blocks, tiles) = match tokens {
-            ..=16 => (8, 1, 2),
+            ..=16 if row_wise => (8, 1, 2),
             ..=32 => (4, 1, 2),
             _ => (2, 2, 1),
         };

@@ -323,17 +323,19 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
     auto& shared = aligned_shared<Shared<TOKENS>>();
     const Ring<TOKENS, BLOCK> ring(shared_address(&shared + 1), rows, stages, args.panels);
     if (threadIdx.x < PRODUCER) fetch_ahead<TOKENS, BLOCK>(args, rows);
-    const bool producer = threadIdx.x / 32 == PRODUCER / 32, first_lane = threadIdx.x % 32 == 0;
+    // The same in all lanes, as the compiler sees by this.
+    const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    const bool producer = warp == PRODUCER / 32;
     // Two threads set the barriers up: the one that copies waits for no other before its first copies.
-    if (threadIdx.x == PRODUCER) {
+    if (producer && elect_one()) {
         for (uint32_t i = 0; i < stages; i++) barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + 32 : 1);
         barrier_init_fence();
-    } else if (threadIdx.x == 0) {
+    } else if (warp == 0 && elect_one()) {
         for (uint32_t i = 0; i < stages; i++) {
             barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * BLOCKS<TOKENS>); // warps
         }
         barrier_init_fence();
-    } else if (threadIdx.x == 32) {
+    } else if (warp == 1 && elect_one()) {
         if (!pieces) prefetch_map(&weight);
         prefetch_map(&x);
     }
@@ -349,10 +351,10 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
     const Work work(args, rows, BOXES<TOKENS, BLOCK>, BLOCKS<TOKENS>);
     if (producer) {
         const Producer<TOKENS, BLOCK> producer{shared, args, work, x, weight, ring, pieces};
-        if (first_lane) producer.begin(dependent);
+        if (elect_one()) producer.begin(dependent);
         __syncwarp();
         if (BLOCKS<TOKENS> == 1) named_barrier(3, PRODUCER + 32);
-        if (first_lane) producer.go_on();
+        if (elect_one()) producer.go_on();
     } else if (threadIdx.x < PRODUCER) {
         if (BLOCKS<TOKENS> == 1) named_barrier_arrive(3, PRODUCER + 32);
         consume<TOKENS, BLOCK>(shared, args, work, ring);

@@ -159,12 +159,13 @@ __device__ __forceinline__ void values(const ScaledMm& args, const CUtensorMap& 
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 40 : 32));
         const Tiles<FEATURES, TOKENS> tiles(args);
         const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
-        if (threadIdx.x == 0) {
+        const uint32_t warp = threadIdx.x / 32;
+        if (warp == 0 && elect_one()) {
             Place<Sizes::WEIGHT_STAGES> at;
             tiles.each(rank, [&](uint32_t, uint32_t feature) {
                 copy_weights(shared.ring.weight, shared.weights, at, args, weight, feature, 0, steps);
             });
-        } else if (threadIdx.x == 32) {
+        } else if (warp == 1 && elect_one()) {
             Place<Sizes::X_STAGES> at;
             tiles.each(rank, [&](uint32_t token, uint32_t) {
                 copy_x<PAIR>(shared.ring.x, shared.xs, at, x, token, 0, steps, rank);

@@ -65,19 +65,19 @@ __device__ __forceinline__ void values_small(const ScaledMm& args, const CUtenso
     const Features features(args, row, !BLOCK);
     __syncthreads();
     launch_dependents();
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint32_t warp = threadIdx.x / 32;
     if (warp < CONSUMERS * 4) {
         consume<T, TOKENS, BLOCK>(shared, args, share, row);
     } else if (warp == CONSUMERS * 4) {
         // Weights are there already; activations may still be in the making.
         Place<Shared<TOKENS>::WEIGHT_STAGES> at;
-        if (lane == 0) {
+        if (elect_one()) {
             copy_weights(shared.ring.weight, shared.weights, at, args, weight, row, share.begin, share.end);
         }
     } else {
         wait_for_inputs();
         Place<Shared<TOKENS>::X_STAGES> at;
-        if (lane == 0) copy_x<1>(shared.ring.x, shared.xs, at, x, col, share.begin, share.end, 0);
+        if (elect_one()) copy_x<1>(shared.ring.x, shared.xs, at, x, col, share.begin, share.end, 0);
     }
     __syncwarp();
     add_up(shared.sums, args, features, col, rank, blocks, [](uint32_t) { return 1.0f; });

@@ -15,7 +15,7 @@ __device__ __forceinline__ T& aligned_shared() {
 }
 
 // Has the L2 cache fetch a line.
-__device__ __forceinline__ void prefetch_line(const uint8_t* line) {
+__device__ __forceinline__ void prefetch_line(const void* line) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
 }
 

@@ -119,10 +119,13 @@ fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         let short = args.m <= 8 && args.n * args.k <= LONG && !args.dependent;
         return (!short).then_some(Kernel::Sm90Skinny(skinny));
     }
-    let skinny = skinny.serves(args).then(|| {
-        let micros = skinny_micros(gpu, args, skinny);
-        (Kernel::Sm90Skinny(skinny), micros)
-    });
+    let skinny = Sm90Skinny::all()
+        .into_iter()
+        .filter(|config| config.serves(args) && config.copies == Copies::Tiles)
+        .map(|config| {
+            let micros = skinny_micros(gpu, args, config);
+            (Kernel::Sm90Skinny(config), micros)
+        });
     let small = Sm90Small::all()
         .into_iter()
         .filter(|config| config.serves(args))
@@ -132,7 +135,6 @@ fn sm90(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         .filter(|config| config.serves(args) && args.m > 64)
         .map(|config| (Kernel::Sm90Large(config), large_micros(gpu, args, config)));
     skinny
-        .into_iter()
         .chain(small)
         .chain(large)
         .min_by(|a, b| a.1.total_cmp(&b.1))
@@ -158,44 +160,51 @@ fn sm90_values(gpu: Gpu, args: &ScaledMm) -> Option<Kernel> {
         .map(|(kernel, _)| kernel)
 }
 
-/// Microseconds that a kernel should take: what starts and ends it, and for each round of tiles its steps along K, or the
-/// reading of the weight. The constants fit what an H200 took for linears of 8B models and 64 to 8192 rows.
+/// Microseconds that a kernel should take: what starts and ends it, and for each round of tiles its steps along K, which
+/// are slower the more pairs of blocks ask the L2 cache, or the reading of the weight. The constants fit what an H200 took
+/// for linears of 8B models and 128 to 8192 rows.
 fn large_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Large) -> f64 {
-    let (step, end) = match (config.tokens, config.features) {
-        (256, _) => (0.735, 0.9),
-        (_, 192) => (0.56, 0.9),
-        (_, 128) => (0.40, 0.5),
-        (_, 96) => (0.31, 0.5),
-        _ => (0.255, 0.5),
+    let (alone, beside_others, end) = match (config.tokens, config.features) {
+        (256, _) => (0.58, 0.0020, 0.9),
+        (_, 192) => (0.43, 0.0018, 0.9),
+        (_, 128) => (0.27, 0.0020, 0.5),
+        (_, 96) => (0.20, 0.0017, 0.5),
+        _ => (0.12, 0.0020, 0.5),
     };
     let pairs =
         args.m.div_ceil(config.tokens as usize) * args.n.div_ceil(2 * config.features as usize);
-    let rounds = pairs.div_ceil(gpu.processors as usize / 2);
+    let at_once = gpu.processors as usize / 2;
+    let step = alone + beside_others * pairs.min(at_once) as f64;
+    let rounds = pairs.div_ceil(at_once);
     let multiply = rounds as f64 * (steps(args) * step + end);
     3.0 + multiply.max(1.15 * read_micros(args))
 }
 
-/// As [`large_micros`], of 33 to 64 rows: steps along K, or all that the L2 cache gives: a weight, and for each tile the
+/// As [`large_micros`], of at most 64 rows: steps along K, or what the L2 cache gives: a weight, and for each tile the
 /// activations, half of which the other block of a pair fetches.
 fn skinny_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Skinny) -> f64 {
     let tiles = args.n.div_ceil(config.rows as usize);
     let rounds = tiles.div_ceil(gpu.processors as usize) as f64;
-    let step = 0.17 + 0.0008 * f64::from(config.rows);
+    let step = 0.107 + 0.0006 * f64::from(config.rows);
     let bytes = (args.n + tiles * 32) * args.k;
-    2.8 + (rounds * steps(args) * step).max(bytes as f64 / L2_BYTES_A_MICRO)
+    3.5 + (rounds * steps(args) * step).max(bytes as f64 / L2_BYTES_A_MICRO)
 }
 
-/// As [`large_micros`].
+/// As [`skinny_micros`], of clusters that share out K, and any number of rows. Of a weight that is read more than once, part
+/// counts again.
 fn small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
-    if args.m <= 64 {
-        return few_rows_micros(gpu, args, config);
-    }
     let step = match config.tokens {
-        32 => 0.23,
-        64 => 0.28,
+        32 => 0.22,
         _ => 0.42,
     };
-    split_micros(gpu, args, (config.tokens, config.blocks), step)
+    let (tokens, blocks) = (config.tokens as usize, config.blocks as usize);
+    let readings = args.m.div_ceil(tokens);
+    let tiles = readings * args.n.div_ceil(Sm90Small::FEATURES as usize);
+    let rounds = (tiles * blocks).div_ceil(in_clusters(gpu, blocks)) as f64;
+    let weight = (args.n * args.k) as f64 * (1.0 + 0.29 * (readings - 1) as f64);
+    let bytes = weight + (tiles * tokens * args.k) as f64;
+    let multiply = rounds * steps(args) / blocks as f64 * step;
+    3.3 + 0.28 * blocks as f64 + multiply.max(bytes / L2_BYTES_A_MICRO)
 }
 
 /// As [`large_micros`].
@@ -229,32 +238,15 @@ fn values_small_micros(gpu: Gpu, args: &ScaledMm, config: Sm90ValuesSmall) -> f6
 fn split_micros(gpu: Gpu, args: &ScaledMm, (tokens, blocks): (u32, u32), step: f64) -> f64 {
     let tiles = args.m.div_ceil(tokens as usize) * args.n.div_ceil(Sm90Small::FEATURES as usize);
     let blocks = blocks as usize;
-    let rounds = (tiles * blocks).div_ceil(clusters_of(gpu, blocks)) as f64;
+    let rounds = (tiles * blocks).div_ceil(in_clusters(gpu, blocks)) as f64;
     let multiply = steps(args) / blocks as f64 * step;
     let reduce = 0.7 + 0.7 * blocks as f64;
     let read = read_micros(args) - 2.0;
     1.5 + (rounds * (multiply + 3.5 + reduce)).max(read + 3.5 + reduce)
 }
 
-/// As [`skinny_micros`], of clusters that share out K. Of a weight that is read more than once, a third counts again.
-fn few_rows_micros(gpu: Gpu, args: &ScaledMm, config: Sm90Small) -> f64 {
-    let step = match config.tokens {
-        32 => 0.22,
-        64 => 0.32,
-        _ => 0.42,
-    };
-    let (tokens, blocks) = (config.tokens as usize, config.blocks as usize);
-    let readings = args.m.div_ceil(tokens);
-    let tiles = readings * args.n.div_ceil(Sm90Small::FEATURES as usize);
-    let rounds = (tiles * blocks).div_ceil(clusters_of(gpu, blocks)) as f64;
-    let weight = (args.n * args.k) as f64 * (1.0 + 0.33 * (readings - 1) as f64);
-    let bytes = weight + (tiles * tokens * args.k) as f64;
-    let multiply = rounds * steps(args) / blocks as f64 * step;
-    3.3 + 0.37 * blocks as f64 + multiply.max(bytes / L2_BYTES_A_MICRO)
-}
-
 /// Multiprocessors that clusters of so many blocks can have: those of more than two leave some out.
-fn clusters_of(gpu: Gpu, blocks: usize) -> usize {
+fn in_clusters(gpu: Gpu, blocks: usize) -> usize {
     match blocks {
         ..=2 => gpu.processors as usize,
         _ => gpu.processors as usize * 9 / 10,
@@ -262,7 +254,7 @@ fn clusters_of(gpu: Gpu, blocks: usize) -> usize {
 }
 
 /// What an H200's L2 cache gives all multiprocessors in a microsecond, while it reads from memory.
-const L2_BYTES_A_MICRO: f64 = 5.25e6;
+const L2_BYTES_A_MICRO: f64 = 5.75e6;
 
 /// Microseconds in which an H200's memory gives the weight.
 fn read_micros(args: &ScaledMm) -> f64 {

@@ -47,12 +47,12 @@ impl Sm90Skinny {
         let n = args.n as u32;
         let rounds = n.div_ceil(most);
         let rows = n.div_ceil(rounds * gpu.processors).next_multiple_of(8);
-        // Dependent launches run beside each other, where one leaves multiprocessors to the next.
-        let filling = (RING / args.k as u32).next_multiple_of(8).min(MOST_ROWS);
-        let rows = if args.dependent {
-            rows.max(filling)
-        } else {
-            rows
+        let rows = match args.dependent {
+            // Such launches run beside each other, where one leaves multiprocessors to the next.
+            true => rows.max((RING / args.k as u32).next_multiple_of(8).min(MOST_ROWS)),
+            // Memory is busy without all multiprocessors, and fewer blocks fetch the activations fewer times.
+            false if args.m <= 16 => rows.max((n / 32).next_multiple_of(8).min(48)),
+            false => rows,
         };
         let copies = match args.weight_layout {
             // Where pairs of blocks share activations, many copies come late.

@@ -1,10 +1,9 @@
 // Products with at most 64 rows of activations, on Hopper: bound by the bytes of the weight.
 //
-// A block takes tiles of `rows` output features, at most 64, over all of K, so many that every multiprocessor gets
-// about the same number of bytes. One warp copies the tile in boxes of 128 codes along K, with the activations beside
-// them, into a ring; of each stage, two warpgroups multiply half of the boxes each. The weight is the left factor of the instruction, whose
-// 64 rows may reach past the box into whatever lies behind it: sums of those rows are not stored. Where scales change
-// along K, one more warp copies them into the ring.
+// A block takes tiles of `rows` output features, at most 64, over all of K. One warp copies the tile in boxes of 128 codes
+// along K, with the activations beside them, into a ring; of each stage, two warpgroups multiply half of the boxes each.
+// The weight is the left factor of the instruction, whose 64 rows may reach past the box into whatever lies behind it:
+// sums of those rows are not stored. Where scales change along K, one more warp copies them into the ring.
 // Of a weight in rows, each box is a copy. Of one in panels, all boxes of a stage are one copy, or those of each panel
 // are: bytes that follow each other, for which no tensor map has to be fetched before the first of them can be asked
 // for. The activations of a stage are one copy too, if no box goes past the end of K: copies are few, since a start

@@ -128,7 +128,6 @@ impl Ring {
             (MOST_ROWS + tokens) * 4
         };
         let stage = boxes * ((rows + tokens) * DEPTH as u32 + scales);
-
         let stages = ((SHARED - before) / stage).min(MOST_STAGES);
         Self {
             boxes,

@@ -10,6 +10,7 @@
 //! for it only before it reads activations. So the caller promises that no work in flight on the stream writes what the
 //! kernel reads of a weight: codes, scales, bias.
 
+mod attention;
 mod cast;
 mod dequantize;
 mod error;
@@ -23,10 +24,15 @@ mod pad;
 pub mod probe;
 mod quantize;
 mod rms_norm;
+mod rope_append;
 mod rows;
 mod scaled_mm;
 mod silu_mul;
+mod tensor_map;
 
+pub use attention::{
+    Attention, AttentionKernel, Heads, Positions, attention, attention_scratch, attention_with,
+};
 pub use cast::{cast_from_e4m3, cast_to_e4m3};
 pub use dequantize::{Dequantize, dequantize};
 pub use error::Error;
@@ -37,6 +43,7 @@ pub use pack::{Panels, pack, unpack};
 pub use pad::{pad_rows, padded};
 pub use quantize::{Quantize, QuantizeTensor, TENSOR_SCRATCH, quantize, quantize_tensor};
 pub use rms_norm::{Residual, RmsNorm, rms_norm};
+pub use rope_append::{HeadNorms, RopeAppend, rope_append};
 pub use rows::{Output, Quantization};
 pub use scaled_mm::{
     Accumulation, Activations, Kernel, ScaledMm, Scaling, WeightLayout, scaled_mm, scaled_mm_with,

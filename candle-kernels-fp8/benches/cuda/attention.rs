@@ -219,7 +219,7 @@ impl<'a> Problem<'a> {
         let rows = self.batch * self.len * layer.heads;
         let wide = |values: &[bf16]| values.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
         let mut random = Random::new(rows as u64);
-        for _ in 0..24 {
+        for _ in 0..12 {
             let row = random.bits() as usize % rows;
             let (token, head) = (row / layer.heads, row % layer.heads);
             let keys = self.position + self.len;
@@ -235,11 +235,12 @@ impl<'a> Problem<'a> {
                 })
                 .collect();
             let most = scores.iter().copied().fold(f64::MIN, f64::max);
-            let total: f64 = scores.iter().map(|score| (score - most).exp()).sum();
+            let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+            let total: f64 = weights.iter().sum();
             for d in 0..layer.dim {
                 let (mut value, mut size) = (0f64, 0f64);
-                for (key, score) in scores.iter().enumerate() {
-                    let add = (score - most).exp() / total * self.v[at(key) + d].to_f64();
+                for (key, weight) in weights.iter().enumerate() {
+                    let add = weight / total * self.v[at(key) + d].to_f64();
                     value += add;
                     size += add.abs();
                 }
@@ -282,7 +283,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
         "{:<14} {:<12} {:>5} {:>5} {:>8} {:>9} {:>7} {:>8}",
         "layer", "kernel", "batch", "len", "position", "us", "GB/s", "TFLOP/s"
     );
-    for layer in LAYERS {
+    let layers = LAYERS.iter().filter(|layer| layer.name.contains(&args.layer));
+    for &layer in layers {
         for sizes in DECODE.into_iter().chain(PREFILL) {
             let problem = Problem::new(&device, layer, sizes)?;
             let copies = problem.copies.len();
@@ -319,6 +321,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
             })?;
             let bytes = 2 * problem.qkv.len() * 2;
             line("rope_append", seconds, bytes, 0.0);
+            // As a layer has them, so that one may start while the other still runs.
+            let seconds = device.time(args.replays, copies, |copy| {
+                problem.rope_append(copy, args.dependent)?;
+                problem.launch(chosen, copy, args.dependent)
+            })?;
+            let (bytes, operations) = (bytes + layer.bytes(sizes), layer.operations(sizes));
+            line("both", seconds, bytes, operations);
         }
     }
     Ok(())

@@ -38,6 +38,10 @@ struct Args {
     #[arg(long, conflicts_with_all = ["producers", "shapes", "scheme", "m", "peer"])]
     attention: bool,
 
+    /// Of attention, only layers of models whose name contains this.
+    #[arg(long, value_name = "PART", default_value = "", requires = "attention")]
+    layer: String,
+
     /// Output × input features, such as 6144x4096; a name of `--list` is one too. All of the list if none is given.
     #[arg(long = "shape", value_name = "N×K")]
     shapes: Vec<String>,

@@ -280,9 +280,27 @@ fn check(device: &Device, case: Case) {
 
 const GROUPS: [usize; 6] = [1, 4, 8, 3, 7, 5];
 
+/// Few and small, for the sanitizers.
+#[test]
+fn each_kernel() {
+    let Some(device) = Device::get() else { return };
+    for (number, (queries, position)) in [(1, 300), (40, 100)].into_iter().enumerate() {
+        let case = Case {
+            queries,
+            position,
+            group: 4,
+            window: Some(270),
+            room: 700,
+            ..PLAIN
+        };
+        check(&device, case.numbered(number));
+        check(&device, case.numbered(3 - number));
+    }
+}
+
 /// Every remainder of what lanes, warps and tiles handle at once.
 #[test]
-fn every_length() {
+fn all_remainders() {
     let Some(device) = Device::get() else { return };
     let positions = [0, 1, 7, 15, 16, 31, 63, 64, 65, 127, 128, 129, 300];
     let queries = (1..=18).chain([31, 33, 63, 64, 65, 100, 127, 128, 129, 150]);
@@ -309,7 +327,7 @@ fn every_length() {
 }
 
 #[test]
-fn every_group_and_batch() {
+fn groups_and_batches() {
     let Some(device) = Device::get() else { return };
     for (number, group) in GROUPS.into_iter().chain([16, 71, 128, 130]).enumerate() {
         for (queries, position) in [(1, 200), (3, 70), (40, 0), (33, 100)] {

@@ -244,8 +244,24 @@ fn assert_near(found: &[f32], expected: &[f32], float: Float, what: &str) {
     assert!(rare, "{what}: {differ} of {} differ", found.len());
 }
 
+/// Few and small, for the sanitizers.
 #[test]
-fn every_dimension_and_type() {
+fn each_kernel() {
+    let Some(device) = Device::get() else { return };
+    for (dim, norms) in [(64, true), (24, true), (128, false)] {
+        let case = Case {
+            len: 3,
+            dim,
+            norms,
+            in_place: norms,
+            ..PLAIN
+        };
+        check(&device, case, Positions::Known, true);
+    }
+}
+
+#[test]
+fn all_dimensions_and_types() {
     let Some(device) = Device::get() else { return };
     for dim in [2, 16, 24, 32, 48, 64, 80, 96, 100, 128, 192, 256, 512] {
         for float in FLOATS {
@@ -266,7 +282,7 @@ fn every_dimension_and_type() {
 }
 
 #[test]
-fn every_shape() {
+fn heads_and_batches() {
     let Some(device) = Device::get() else { return };
     for (heads, kv_heads) in [(1, 1), (4, 1), (32, 8), (9, 3), (14, 2)] {
         for (batch, len) in [(1, 1), (1, 2), (3, 1), (2, 7), (1, 100)] {

@@ -13,12 +13,12 @@ use crate::cuda::rows::size;
 /// Queries of a sequence for which this is the fastest way.
 pub(super) const MOST_QUERIES: usize = 16;
 
-/// Device twins of all of these: in `kernels/attention_few_rows.cu`.
+/// Warps of a block. Device twin: in `kernels/attention_few_rows.cu`.
 const WARPS: usize = 8;
-/// Parts of the keys, at most.
-const MOST_SPLITS: usize = 128;
 /// Rows of a block, at most.
 const MOST_ROWS: usize = 16;
+/// Parts of the keys, at most: one block adds them up.
+const MOST_SPLITS: usize = 128;
 
 /// Heads of keys and blocks of rows whose keys are split, at most: with so many there are blocks enough.
 const MOST_SLOTS: usize = 1024;

@@ -1,7 +1,7 @@
 // Attention of few queries, as when one token after the other is generated: bound by reading keys and values.
 //
 // The keys that a block's rows see are split evenly among the blocks of a row of the grid, and among their warps in tiles.
-// The number of blocks is fixed when the kernel is launched, the number of keys is not: blocks for which none are left
+// The number of blocks is fixed when the kernel is launched, the number of keys is not: blocks for which too few are left
 // return at once. A warp multiplies tiles straight from registers: a lane loads 16 neighbouring bytes, and which dimension
 // or key is where in a tensor core's instruction is free, as long as both factors agree. Scores are computed with keys as
 // rows, S = K Q^T, so that eight rows are enough for an instruction; the sums with dimensions as rows, O^T = V^T S.
@@ -12,7 +12,7 @@
 #include "primitives.cuh"
 
 constexpr uint32_t WARPS = 8, THREADS = WARPS * 32;
-constexpr uint32_t MOST_SPLITS = 128; // host twin: in `few_rows.rs`
+constexpr uint32_t AT_ONCE = 16; // parts that a thread of the last block reads at once
 
 __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __half) {
     mma_f16(d, a[0], a[1], a[2], a[3], b0, b1);
@@ -30,6 +30,27 @@ __device__ __forceinline__ void load_once(uint32_t (&words)[4], const void* from
     asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                  : "l"(from));
+}
+
+// From the second-level cache, where other blocks wrote it; all are under way before the first is waited for.
+__device__ __forceinline__ float load_fresh(const float* from) {
+    float value;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(value) : "l"(from));
+    return value;
+}
+__device__ __forceinline__ float4 load_fresh4(const float* from) {
+    float4 value;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+                 : "l"(from));
+    return value;
+}
+
+// Counts up to `last` and then from 0 again; orders what the block wrote before, and what it reads after.
+__device__ __forceinline__ uint32_t count(uint32_t* counter, uint32_t last) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
+    return before;
 }
 
 // A matrix [8, 8] of 16-bit values, two neighbours of row g in lane 4 g + t, transposed.
@@ -88,8 +109,43 @@ __device__ __forceinline__ void attention_few_rows(const Attention& args) {
     const uint32_t first_row = blockIdx.y / args.kv_heads * ROWS;
     const uint32_t rows = min(ROWS, args.queries * args.group - first_row);
     launch_dependents();
-    wait_for_inputs();
     const uint32_t position = args.position_of(sequence);
+    const uint32_t begin = args.begin(position, first_row), end = args.end(position, first_row + rows - 1);
+    const uint32_t tiles = (end - begin + TILE - 1) / TILE;
+    const uint32_t parts = min(args.splits, max(tiles / WARPS, 1));
+    if (blockIdx.x >= parts) return;
+    const uint32_t last = uint64_t(tiles) * (blockIdx.x + 1) / parts;
+    uint32_t tile = uint64_t(tiles) * blockIdx.x / parts + warp;
+
+    const T* const keys = args.keys<T>(sequence, head);
+    const T* const values = args.values<T>(sequence, head);
+    uint32_t k[SETS][2][QUARTERS][4], v[SETS][4][HALVES][4];
+    // A tile's keys past the end are its last one once more; their weights will be zero.
+    const auto load_keys = [&](uint32_t tile) {
+#pragma unroll
+        for (uint32_t i = 0; i < SETS * 2; i++) {
+            const uint32_t key = min(begin + tile * TILE + i * 8 + g, end - 1);
+            const T* const from = keys + uint64_t(key) * D + 8 * t;
+#pragma unroll
+            for (uint32_t j = 0; j < QUARTERS; j++) load_once(k[i / 2][i % 2][j], from + 32 * j);
+        }
+    };
+    const auto load_values = [&](uint32_t tile) {
+#pragma unroll
+        for (uint32_t i = 0; i < SETS * 4; i++) {
+            const uint32_t key = min(begin + tile * TILE + i / 4 * 16 + i % 4 / 2 * 8 + 2 * t + i % 2, end - 1);
+            const T* const from = values + uint64_t(key) * D + 8 * g;
+#pragma unroll
+            for (uint32_t j = 0; j < HALVES; j++) load_once(v[i / 4][i % 4][j], from + 64 * j);
+        }
+    };
+    // What was in the cache before is read while the kernels before this one still run.
+    const bool early = begin + (tile + 1) * TILE <= position;
+    if (tile < last && early) {
+        load_keys(tile);
+        load_values(tile);
+    }
+    wait_for_inputs();
 
     uint32_t q[EIGHTS][QUARTERS][4] = {};
 #pragma unroll
@@ -100,34 +156,10 @@ __device__ __forceinline__ void attention_few_rows(const Attention& args) {
 #pragma unroll
         for (uint32_t j = 0; j < QUARTERS; j++) load_once(q[e][j], from + 32 * j + 8 * t);
     }
-
-    const uint32_t begin = args.begin(position, first_row), end = args.end(position, first_row + rows - 1);
-    const uint32_t tiles = (end - begin + TILE - 1) / TILE;
-    const uint32_t parts = min(args.splits, (tiles + WARPS - 1) / WARPS);
-    if (blockIdx.x >= parts) return;
-    const uint32_t last = uint64_t(tiles) * (blockIdx.x + 1) / parts;
-    uint32_t tile = uint64_t(tiles) * blockIdx.x / parts + warp;
-
-    const T* const keys = args.keys<T>(sequence, head) + 8 * t;
-    const T* const values = args.values<T>(sequence, head) + 8 * g;
-    uint32_t k[SETS][2][QUARTERS][4], v[SETS][4][HALVES][4];
-    // A tile's keys past the end are its last one once more; their weights will be zero.
-    const auto load_keys = [&](uint32_t tile) {
-#pragma unroll
-        for (uint32_t i = 0; i < SETS * 2; i++) {
-            const uint32_t key = min(begin + tile * TILE + i * 8 + g, end - 1);
-#pragma unroll
-            for (uint32_t j = 0; j < QUARTERS; j++) load_once(k[i / 2][i % 2][j], keys + uint64_t(key) * D + 32 * j);
-        }
-    };
-    const auto load_values = [&](uint32_t tile) {
-#pragma unroll
-        for (uint32_t i = 0; i < SETS * 4; i++) {
-            const uint32_t key = min(begin + tile * TILE + i / 4 * 16 + i % 4 / 2 * 8 + 2 * t + i % 2, end - 1);
-#pragma unroll
-            for (uint32_t j = 0; j < HALVES; j++) load_once(v[i / 4][i % 4][j], values + uint64_t(key) * D + 64 * j);
-        }
-    };
+    if (tile < last && !early) {
+        load_keys(tile);
+        load_values(tile);
+    }
 
     // Of rows 8 e + 2 t + c: keys that they see, largest score, sum of this lane's weights.
     uint32_t from[EIGHTS][2], to[EIGHTS][2];
@@ -141,10 +173,6 @@ __device__ __forceinline__ void attention_few_rows(const Attention& args) {
     // Dimensions 64 j + 8 g + 2 w + c / 2 of rows 8 e + 2 t + c % 2.
     float out[EIGHTS][HALVES][4][4] = {};
 
-    if (tile < last) {
-        load_keys(tile);
-        load_values(tile);
-    }
     for (; tile < last; tile += WARPS) {
         float scores[SETS][EIGHTS][4] = {};
 #pragma unroll
@@ -262,32 +290,36 @@ __device__ __forceinline__ void attention_few_rows(const Attention& args) {
     if (parts == 1) return;
 
     __shared__ bool is_last;
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) is_last = atomicInc(&args.counters[slot], parts - 1) == parts - 1;
+    if (threadIdx.x == 0) is_last = count(&args.counters[slot], parts - 1) == parts - 1;
     __syncthreads();
     if (!is_last) return;
-    __threadfence();
-    static_assert(sizeof(Shared<ROWS, D>) >= 2 * MOST_SPLITS * ROWS * sizeof(float));
-    float(*const part_most)[ROWS] = reinterpret_cast<float(*)[ROWS]>(memory);
-    float(*const part_sum)[ROWS] = part_most + MOST_SPLITS;
-    for (uint32_t i = threadIdx.x; i < parts * ROWS; i += THREADS) {
-        const uint32_t part = i / ROWS, row = i % ROWS;
-        if (row >= rows) continue;
-        part_most[part][row] = __ldcg(&all[part].most[row]);
-        part_sum[part][row] = __ldcg(&all[part].sum[row]);
-    }
-    __syncthreads();
     for (uint32_t i = threadIdx.x; i < rows * (D / 4); i += THREADS) {
         const uint32_t row = i / (D / 4), col = i % (D / 4) * 4;
         float largest = -INFINITY, total = 0.0f;
-        for (uint32_t part = 0; part < parts; part++) largest = fmaxf(largest, part_most[part][row]);
         float4 sums = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
-        for (uint32_t part = 0; part < parts; part++) {
-            const float weight = exp2_fast(part_most[part][row] - reference(largest));
-            total = __fmaf_rn(weight, part_sum[part][row], total);
-            add_weighted(sums, weight, __ldcg(reinterpret_cast<const float4*>(&all[part].out[row][col])));
+        for (uint32_t first = 0; first < parts; first += AT_ONCE) {
+            float part_most[AT_ONCE], part_sum[AT_ONCE];
+            float4 part_out[AT_ONCE];
+            float next = largest;
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; j++) {
+                const Part<ROWS, D>& part = all[min(first + j, parts - 1)];
+                part_most[j] = load_fresh(&part.most[row]), part_sum[j] = load_fresh(&part.sum[row]);
+                part_out[j] = load_fresh4(&part.out[row][col]);
+            }
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; j++) next = fmaxf(next, part_most[j]);
+            const float factor = exp2_fast(largest - reference(next));
+            total *= factor;
+            sums.x *= factor, sums.y *= factor, sums.z *= factor, sums.w *= factor;
+            largest = next;
+#pragma unroll
+            for (uint32_t j = 0; j < AT_ONCE; j++) {
+                const float weight = first + j < parts ? exp2_fast(part_most[j] - reference(largest)) : 0.0f;
+                total = __fmaf_rn(weight, part_sum[j], total);
+                add_weighted(sums, weight, part_out[j]);
+            }
         }
         store4(result + args.at(sequence, head, first_row + row, args.out_stride) + col, sums, reciprocal_fast(total));
     }

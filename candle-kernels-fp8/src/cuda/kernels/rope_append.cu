@@ -26,29 +26,24 @@ struct RopeAppend {
     float eps;
 };
 
-// WIDTH neighbours of either half of a head.
+// WIDTH neighbours of either half of a head: PIECE or one.
 template <typename T, uint32_t WIDTH>
 struct Few {
-    float values[WIDTH];
+    Piece<T> piece;
 
-    __device__ __forceinline__ void load(const T* from) {
-        if constexpr (WIDTH == PIECE) {
-            Piece<T> piece;
-            piece.load(from);
-            piece.widen(values);
-        } else {
-            values[0] = to_f32(*from);
-        }
-    }
-    __device__ __forceinline__ void store(T* to) const {
-        if constexpr (WIDTH == PIECE) {
-            Piece<T> piece;
-            piece.round(values);
-            piece.store(to);
-        } else {
-            *to = from_f32<T>(values[0]);
-        }
-    }
+    __device__ __forceinline__ void load(const T* from) { piece.load(from); }
+    __device__ __forceinline__ void store(T* to) const { piece.store(to); }
+    __device__ __forceinline__ void widen(float (&values)[WIDTH]) const { piece.widen(values); }
+    __device__ __forceinline__ void round(const float (&values)[WIDTH]) { piece.round(values); }
+};
+template <typename T>
+struct Few<T, 1> {
+    T value;
+
+    __device__ __forceinline__ void load(const T* from) { value = *from; }
+    __device__ __forceinline__ void store(T* to) const { *to = value; }
+    __device__ __forceinline__ void widen(float (&values)[1]) const { values[0] = to_f32(value); }
+    __device__ __forceinline__ void round(const float (&values)[1]) { value = from_f32<T>(values[0]); }
 };
 
 // A team of lanes has a head of q, k or v. What it needs a second time, it reads a second time, from the first-level cache.
@@ -56,7 +51,6 @@ template <typename T, uint32_t WIDTH>
 __device__ __forceinline__ void rope_append(const RopeAppend& args) {
     using Values = Few<T, WIDTH>;
     launch_dependents();
-    wait_for_inputs();
     const uint32_t lane = threadIdx.x & (args.lanes - 1);
     const uint32_t team = (blockIdx.x * blockDim.x + threadIdx.x) / args.lanes;
     const uint32_t all_heads = args.heads + 2 * args.kv_heads, half = args.dim / 2;
@@ -83,55 +77,69 @@ __device__ __forceinline__ void rope_append(const RopeAppend& args) {
         weight = is_v ? nullptr : static_cast<const T*>(args.k_weight);
     }
 
+    // A lane's first angles, and only then what earlier kernels wrote.
+    const uint32_t first = lane * WIDTH, step = args.lanes * WIDTH;
+    const uint64_t angle = uint64_t(position - args.first_angle) * half;
+    const T* const cos_row = static_cast<const T*>(args.cos) + angle;
+    const T* const sin_row = static_cast<const T*>(args.sin) + angle;
+    Values cos, sin;
+    const auto load_angles = [&](uint32_t i) {
+        if (there && !is_v && i < half) cos.load(cos_row + i), sin.load(sin_row + i);
+    };
+    load_angles(first);
+    wait_for_inputs();
+
     float root = 1.0f;
     if (args.q_weight) {
         float squares = 0.0f;
-        for (uint32_t i = lane * WIDTH; there && i < half; i += args.lanes * WIDTH) {
+        for (uint32_t i = first; there && i < half; i += step) {
             Values low, high;
             low.load(from + i), high.load(from + half + i);
+            float a[WIDTH], b[WIDTH];
+            low.widen(a), high.widen(b);
 #pragma unroll
-            for (uint32_t j = 0; j < WIDTH; j++) {
-                squares = __fmaf_rn(low.values[j], low.values[j], squares);
-                squares = __fmaf_rn(high.values[j], high.values[j], squares);
-            }
+            for (uint32_t j = 0; j < WIDTH; j++) squares = __fmaf_rn(a[j], a[j], __fmaf_rn(b[j], b[j], squares));
         }
         for (uint32_t lanes = 1; lanes < args.lanes; lanes *= 2) squares += __shfl_xor_sync(~0u, squares, lanes);
         root = __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(squares, float(args.dim)), args.eps)));
     }
     if (!there) return;
 
-    const uint64_t angle = uint64_t(position - args.first_angle) * half;
-    const T* const cos_row = static_cast<const T*>(args.cos) + angle;
-    const T* const sin_row = static_cast<const T*>(args.sin) + angle;
-    for (uint32_t i = lane * WIDTH; i < half; i += args.lanes * WIDTH) {
+    for (uint32_t i = first; i < half; i += step) {
         Values low, high;
         low.load(from + i), high.load(from + half + i);
+        float a[WIDTH], b[WIDTH];
+        low.widen(a), high.widen(b);
         if (weight) {
-            Values by_low, by_high;
-            by_low.load(weight + i), by_high.load(weight + half + i);
+            Values weight_low, weight_high;
+            weight_low.load(weight + i), weight_high.load(weight + half + i);
+            float by_a[WIDTH], by_b[WIDTH];
+            weight_low.widen(by_a), weight_high.widen(by_b);
 #pragma unroll
             for (uint32_t j = 0; j < WIDTH; j++) {
-                low.values[j] = rounded<T>(__fmul_rn(rounded<T>(__fmul_rn(low.values[j], root)), by_low.values[j]));
-                high.values[j] = rounded<T>(__fmul_rn(rounded<T>(__fmul_rn(high.values[j], root)), by_high.values[j]));
+                a[j] = rounded<T>(__fmul_rn(rounded<T>(__fmul_rn(a[j], root)), by_a[j]));
+                b[j] = rounded<T>(__fmul_rn(rounded<T>(__fmul_rn(b[j], root)), by_b[j]));
             }
         }
         if (!is_v) {
-            Values cos, sin;
-            cos.load(cos_row + i), sin.load(sin_row + i);
+            float c[WIDTH], s[WIDTH];
+            cos.widen(c), sin.widen(s);
 #pragma unroll
             for (uint32_t j = 0; j < WIDTH; j++) {
                 // As the CPU: two products and a sum, each rounded to f32.
-                const float a = low.values[j], b = high.values[j], c = cos.values[j], s = sin.values[j];
-                low.values[j] = __fsub_rn(__fmul_rn(a, c), __fmul_rn(b, s));
-                high.values[j] = __fadd_rn(__fmul_rn(b, c), __fmul_rn(a, s));
+                const float x = a[j], y = b[j];
+                a[j] = __fsub_rn(__fmul_rn(x, c[j]), __fmul_rn(y, s[j]));
+                b[j] = __fadd_rn(__fmul_rn(y, c[j]), __fmul_rn(x, s[j]));
             }
+            low.round(a), high.round(b);
         }
         low.store(to + i), high.store(to + half + i);
+        load_angles(i + step);
     }
 }
 
 #define ROPE_APPEND(NAME, T)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256) rope_append_##NAME##_8(RopeAppend args) {                        \
+    extern "C" __global__ void __launch_bounds__(256, 6) rope_append_##NAME##_8(RopeAppend args) {                        \
         rope_append<T, PIECE>(args);                                                                                   \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256) rope_append_##NAME##_1(RopeAppend args) {                        \

@@ -1,9 +1,9 @@
 // Attention of many queries, on Hopper.
 //
 // Two warpgroups have 64 rows of a head of keys each; a thread of a third one brings queries, keys and values into shared
-// memory. The scores of the next keys are multiplied while weights are made of those before, and these keys' values while
-// weights are made of the next ones: sums of both products stay in registers, and so do weights, as the left factor of
-// the second. Keys are taken from the last one down, so that the masked ones come first.
+// memory. The scores of the next keys and the sums of values with the weights of those before are started together; while
+// the latter go on, weights are made of the former. All of it stays in registers, and weights are the left factor of the
+// second product where they are. Keys are taken from the last one down, so that the masked ones come first.
 // Blocks stay and take tile after tile, those with the most keys first, and every second round in the other direction:
 // so all have about as many keys.
 
@@ -60,6 +60,11 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* from, 
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to), "l"(from), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
                  : "memory");
+}
+
+// Arrives at a barrier that others wait at.
+__device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 template <uint32_t D>
@@ -157,6 +162,9 @@ template <typename T, uint32_t D>
 __device__ __forceinline__ void consume(Shared<D>& shared, const Attention& args) {
     using Layout = Tile<D * 2, 8>;
     constexpr uint32_t STAGES = Shared<D>::STAGES;
+    // Warpgroups take turns at the tensor cores, and make weights while the other one multiplies. Heads of 64 have too
+    // few products for that.
+    constexpr bool TURNS = D == 128;
     // The same in all lanes, as the compiler sees by this, so that addresses of tiles are computed once a warp.
     const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP - 1, 0);
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;
@@ -194,6 +202,7 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Attention& args
         products_commit();
     };
 
+    if (TURNS && group == 1) named_barrier_arrive(1, GROUPS * WARPGROUP);
     each(args, [&](const Work& work) {
         const uint32_t first_row = work.query * args.group + group * GROUP_ROWS, row = first_row + warp * 16 + g;
         // All keys from here to there are seen by all rows of the warpgroup.
@@ -232,14 +241,19 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Attention& args
 #pragma unroll
         for (uint32_t i = 0; i < D / 2; i++) out[i] = 0.0f;
         for (uint32_t tile = work.end - 1; tile-- > work.first;) {
+            if (TURNS) named_barrier(1 + group, GROUPS * WARPGROUP);
             start_scores();
             start_sums();
+            if (TURNS) named_barrier_arrive(1 + (group ^ 1), GROUPS * WARPGROUP);
             products_wait<1>();
             hold(scores);
             finish_scores(tile);
-            // The compiler would wait for the values' products first, if it did not need the weights for this.
-            const bool rescale = __any_sync(~0u, factor[0] != 1.0f || sum[0] + sum[1] < 0.0f || factor[1] != 1.0f);
-            if (rescale) products_wait<0>();
+            // The compiler would wait for the values' products before the weights, if this did not need them.
+            bool rescale = true;
+            if (TURNS) {
+                rescale = __any_sync(~0u, factor[0] != 1.0f || factor[1] != 1.0f || sum[0] + sum[1] < 0.0f);
+                if (rescale) products_wait<0>();
+            }
             products_wait<0>();
             hold(out);
             hold(weights);

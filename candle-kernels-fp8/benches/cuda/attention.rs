@@ -283,7 +283,9 @@ pub(crate) fn run(args: &Args) -> Result<(), Failed> {
         "{:<14} {:<12} {:>5} {:>5} {:>8} {:>9} {:>7} {:>8}",
         "layer", "kernel", "batch", "len", "position", "us", "GB/s", "TFLOP/s"
     );
-    let layers = LAYERS.iter().filter(|layer| layer.name.contains(&args.layer));
+    let layers = LAYERS
+        .iter()
+        .filter(|layer| layer.name.contains(&args.layer));
     for &layer in layers {
         for sizes in DECODE.into_iter().chain(PREFILL) {
             let problem = Problem::new(&device, layer, sizes)?;

@@ -25,8 +25,8 @@ use clap::Parser;
 /// Launches go through 2 to 64 copies of what is read and written, 300 MB if so many are as much; with fewer rows, the
 /// L2 cache holds them all, as it mostly does in a model.
 ///
-/// With --attention, times attention in BF16 over a cache that starts past the L2 cache, and the kernel that rotates and
-/// appends; --sweep times every kernel but the slowest.
+/// With --attention, times attention in BF16 over keys and values past the L2 cache, the kernel that rotates and
+/// appends before it, and both one after the other; --sweep times every kernel but the slowest.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cuda")]
 struct Args {

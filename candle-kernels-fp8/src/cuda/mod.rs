@@ -1,14 +1,16 @@
 //! The kernels on NVIDIA GPUs of compute capability 8.9 and newer, with Hopper's own instructions on 9.0.
 //!
 //! Arguments are addresses of device memory, and nothing is allocated here. A function checks that sizes fit together,
-//! chooses a kernel ([`Gpu`] says what the device can do) and launches it on a stream; errors of the kernel itself surface
-//! when the stream is synchronized, as everywhere in CUDA. The device code is in `kernels/`, compiled when the crate is.
+//! chooses a kernel ([`Gpu`] says what the device can do) and launches it on a stream; errors of the kernel itself
+//! surface when the stream is synchronized, as everywhere in CUDA. The device code is in `kernels/`, compiled when the
+//! crate is.
 //!
 //! # Dependent launches
 //! Kernels for one token are so short that starting them costs as much as running them. With `dependent`, a kernel is
-//! launched while the one before it on the stream still runs (programmatic dependent launch, on Hopper and newer); it waits
-//! for it only before it reads activations. So the caller promises that no work in flight on the stream writes what the
-//! kernel reads of a weight: codes, scales, bias.
+//! launched while the one before it on the stream still runs (programmatic dependent launch, on Hopper and newer); it
+//! waits for it only before it reads activations. So the caller promises that no work in flight on the stream writes
+//! what the kernel reads of a weight: codes, scales, bias; nor [positions](Positions) on the device, angles, or keys
+//! and values of positions before those of the call. Work before a launch that is not a dependent one is not in flight.
 
 mod attention;
 mod cast;

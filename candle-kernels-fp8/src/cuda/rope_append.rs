@@ -1,11 +1,11 @@
-//! Rotary position embedding of queries and keys, with the norm of their heads before it, and keys and values written to a
-//! KV cache: all that is between the projections and attention.
+//! Rotary position embedding of queries and keys, with the norm of their heads before it, and keys and values written
+//! to a KV cache: all that is between the projections and attention.
 //!
 //! Rounds where the CPU does: a norm as [`rms_norm`](crate::cpu::rms_norm) (squares are added in another order), then
 //! [`rope`](crate::cpu::rope), to the bit.
 //!
-//! Floor: each value is read and written once. A token's 48 heads of 128 are 12 KiB in BF16, those of 8192 tokens 201 MB
-//! in and out, 48 µs at 4.2 TB/s.
+//! Floor: each value is read and written once. A token's 48 heads of 128 are 12 KiB in BF16, those of 8192 tokens 201
+//! MB in and out, 48 µs at 4.2 TB/s.
 
 use cudarc::driver::CudaStream;
 
@@ -74,7 +74,7 @@ pub struct RopeAppend {
     pub keys: Heads,
     /// Of which L positions receive the values, `[B, Hkv, capacity, D]`.
     pub values: Heads,
-    /// Whether the launch may overlap the kernel before it; this one waits for it before it reads anything.
+    /// Whether the launch may overlap the kernel before it: see [dependent launches](super#dependent-launches).
     pub dependent: bool,
 }
 
@@ -123,13 +123,14 @@ const THREADS: usize = 256;
 /// If the device has no FP8 units or the driver refuses the launch.
 ///
 /// # Panics
-/// If a size is 0 but those of `batch` and `len`, sizes, strides and positions are not as [`RopeAppend`] says, or do not
-/// fit 31 bits.
+/// If a size is 0 but those of `batch` and `len`, sizes, strides and positions are not as [`RopeAppend`] says, or do
+/// not fit 31 bits.
 ///
 /// # Safety
 /// The addresses are of memory of the stream's device, as large as the sizes say, aligned to their elements, and valid
 /// until the stream has passed the launch; what is written overlaps nothing that is read, but for `q_out` as said; the
-/// angles of all positions are there, also of those that are [on the device](Positions::OnDevice).
+/// angles of all positions are there, also of those that are [on the device](Positions::OnDevice); and what
+/// [dependent launches](super#dependent-launches) ask for holds.
 pub unsafe fn rope_append(stream: &CudaStream, args: &RopeAppend) -> Result<(), Error> {
     args.check();
     Gpu::of(stream)?;

@@ -154,13 +154,7 @@ impl Problem {
     ) -> Vec<f32> {
         let case = self.case;
         let (width, stride) = (case.heads() * case.dim, case.heads() * case.dim + 8);
-        let out = Values::new(
-            device,
-            case.batch * case.queries,
-            width,
-            stride,
-            case.float,
-        );
+        let out = Values::new(device, case.batch * case.queries, width, stride, case.float);
         let mut args = self.args(&out, stride);
         change(&mut args);
         // SAFETY: the memory is as large as the sizes say, and the scratch is zero.

@@ -121,7 +121,9 @@ fn check(device: &Device, case: Case, positions: impl Fn(usize) -> Positions, de
     let sin = values(&mut random, angles, 1.0, float);
     let weights = [1.5, 2.5].map(|range| values(&mut random, dim, range, float));
     let device_angles = [&cos, &sin].map(|angles| Rows::new(device, angles, half, half, float));
-    let device_weights = weights.each_ref().map(|w| Rows::new(device, w, dim, dim, float));
+    let device_weights = weights
+        .each_ref()
+        .map(|w| Rows::new(device, w, dim, dim, float));
     let poison = vec![POISON; case.batch * case.kv_heads * capacity * dim * float.size()];
     let caches = [device.upload(&poison), device.upload(&poison)];
     let q_out = Values::new(device, tokens, widths[0], widths[0] + 8, float);
@@ -167,7 +169,10 @@ fn check(device: &Device, case: Case, positions: impl Fn(usize) -> Positions, de
     unsafe { cuda::rope_append(&device.stream, &args) }.unwrap();
 
     let span = (case.position - case.first_angle) * half..;
-    let (cos, sin) = (&cos[span.clone()][..case.len * half], &sin[span][..case.len * half]);
+    let (cos, sin) = (
+        &cos[span.clone()][..case.len * half],
+        &sin[span][..case.len * half],
+    );
     let rotated = [0, 1].map(|i| {
         let normed = match case.norms {
             true => normed(device, &parts[i], &weights[i], dim, float),
@@ -177,7 +182,8 @@ fn check(device: &Device, case: Case, positions: impl Fn(usize) -> Positions, de
     });
     let what = format!("{case:?}");
     let near = |found: &[f32], expected: &[f32]| match case.norms {
-        // Squares are added in another order than by the kernel for rows: now and then a neighbour, before the rotation.
+        // Squares are added in another order than by the kernel for rows: now and then a neighbour, before the
+        // rotation.
         true => assert_near(found, expected, float, &what),
         false => assert_same(found, expected, &what),
     };
@@ -189,7 +195,9 @@ fn check(device: &Device, case: Case, positions: impl Fn(usize) -> Positions, de
     } else {
         let found = memories[0].download(device);
         let stride = strides[0];
-        let rows = found.chunks(stride).flat_map(|row| row[..widths[0]].to_vec());
+        let rows = found
+            .chunks(stride)
+            .flat_map(|row| row[..widths[0]].to_vec());
         near(&rows.collect::<Vec<f32>>(), &rotated[0]);
     }
     let keys = device.download(&caches[0]).unwrap();

@@ -107,7 +107,10 @@ impl Rows {
 
     /// What it holds now, with what is between rows.
     pub(crate) fn download(&self, device: &Device) -> Vec<f32> {
-        from_bytes(&device.download(&self.memory).unwrap()[self.shift..], self.float)
+        from_bytes(
+            &device.download(&self.memory).unwrap()[self.shift..],
+            self.float,
+        )
     }
 
     /// That nothing wrote to it.

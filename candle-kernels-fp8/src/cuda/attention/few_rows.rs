@@ -55,7 +55,7 @@ fn splits(gpu: Gpu, slots: usize, capacity: usize, dim: usize) -> usize {
     // Turns, as shares of all keys, and what the last block adds up.
     let cost = |&splits: &usize| {
         let turns = (slots * splits).div_ceil(processors);
-        turns * 100_000 / splits + 50 * splits
+        turns * 100_000 / splits + 12 * splits
     };
     (1..=most).min_by_key(cost).unwrap_or(1)
 }
@@ -119,7 +119,7 @@ mod tests {
                         if capacity == 131_072 && slots * 2 <= processors as usize {
                             let busy = (slots * splits).min(processors as usize);
                             assert!(
-                                busy * 4 >= processors as usize * 3,
+                                busy * 5 >= processors as usize * 3,
                                 "{slots} slots, {splits} splits of {processors}"
                             );
                         }

@@ -1,8 +1,9 @@
 //! Causal attention over a KV cache that is read in place, with grouped-query heads.
 //!
 //! Scores are never stored: keys and values pass in tiles, and each query keeps its largest score, the sum of its
-//! exponentials and the weighted sum of its values ("online softmax"), all in f32; weights are rounded to the type of the
-//! values before they meet them. The query heads that share keys are stacked, so that a key is read once for all of them.
+//! exponentials and the weighted sum of its values ("online softmax"), all in f32; weights are rounded to the type of
+//! the values before they meet them. The query heads that share keys are stacked, so that a key is read once for all of
+//! them.
 //!
 //! Floor: a token reads T · Hkv · D keys and as many values, from memory (at T = 4096, 8 heads of 128: 16.8 MB, 4 µs at
 //! 4.2 TB/s). A prompt of n tokens takes 2 · n² · Hq · D operations in the tensor cores.
@@ -18,8 +19,8 @@ use cudarc::driver::CudaStream;
 use super::error::Error;
 use super::{Address, Float, Gpu};
 
-/// Heads of keys or values, `[B, H, T, D]` with room between sequences and heads, as in a cache that is longer than what
-/// it holds.
+/// Heads of keys or values, `[B, H, T, D]` with room between sequences and heads, as in a cache that is longer than
+/// what it holds.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads {
     /// Of the first element.
@@ -35,8 +36,8 @@ pub struct Heads {
 pub enum Positions {
     /// The same for all sequences.
     Known(usize),
-    /// U32 `[B]` in device memory, read when the kernel runs, so that a captured graph serves one token after the other.
-    /// What would not fit the cache is taken for the last position that does.
+    /// U32 `[B]` in device memory, read when the kernel runs, so that a captured graph serves one token after the
+    /// other. What would not fit the cache counts as the last position that does.
     OnDevice(Address),
 }
 
@@ -98,7 +99,7 @@ pub struct Attention {
     pub out_stride: usize,
     /// [`attention_scratch`] bytes, a multiple of 16, all zero before the first use. Calls of one stream may share it.
     pub scratch: Address,
-    /// Whether the launch may overlap the kernel before it; this one waits for it before it reads anything.
+    /// Whether the launch may overlap the kernel before it: see [dependent launches](super#dependent-launches).
     pub dependent: bool,
 }
 
@@ -156,11 +157,11 @@ pub fn attention_scratch(gpu: Gpu) -> usize {
     few_rows::scratch(gpu)
 }
 
-/// Computes `softmax(q · kᵀ · scale) · v` over the keys that each query sees, with the kernel that should be the fastest on
-/// the stream's device.
+/// Computes `softmax(q · kᵀ · scale) · v` over the keys that each query sees, with the kernel that should be the
+/// fastest on the stream's device.
 ///
-/// How the work is cut depends on sizes, positions and the device, and so do the results, to the bit. A value that is not
-/// finite may reach other queries that see keys of the same tile.
+/// How the work is cut depends on sizes, positions and the device, and so do the results, to the bit. A value that is
+/// not finite may reach other queries that see keys of the same tile.
 ///
 /// # Errors
 /// If the device has no FP8 units or the driver refuses the launch.
@@ -169,8 +170,9 @@ pub fn attention_scratch(gpu: Gpu) -> usize {
 /// If sizes, strides or addresses are not as [`Attention`] says.
 ///
 /// # Safety
-/// The addresses are of memory of the stream's device, as large as the sizes say, aligned to their elements, and valid until
-/// the stream has passed the launch; what is written overlaps nothing that is read; the scratch is as [`Attention`] says.
+/// The addresses are of memory of the stream's device, as large as the sizes say, aligned to their elements, and valid
+/// until the stream has passed the launch; what is written overlaps nothing that is read; the scratch is as
+/// [`Attention`] says; and what [dependent launches](super#dependent-launches) ask for holds.
 pub unsafe fn attention(stream: &CudaStream, args: &Attention) -> Result<(), Error> {
     let gpu = Gpu::of(stream)?;
     // SAFETY: the caller's promise.

@@ -59,9 +59,9 @@ impl Params {
             kv_heads: size(args.kv_heads),
             group: size(args.group()),
             dim: size(args.dim),
-            window: args.window.map_or(u32::MAX, |window| {
-                u32::try_from(window).unwrap_or(u32::MAX)
-            }),
+            window: args
+                .window
+                .map_or(u32::MAX, |window| u32::try_from(window).unwrap_or(u32::MAX)),
             splits: 1,
             scale: args.scale * std::f32::consts::LOG2_E,
         }

@@ -27,7 +27,9 @@ struct Attention {
         return min(positions ? positions[sequence] : position, capacity - queries);
     }
     // The keys that a row sees: from `begin` to before `end`.
-    __device__ __forceinline__ uint32_t end(uint32_t position, uint32_t row) const { return position + row / group + 1; }
+    __device__ __forceinline__ uint32_t end(uint32_t position, uint32_t row) const {
+        return position + row / group + 1;
+    }
     __device__ __forceinline__ uint32_t begin(uint32_t position, uint32_t row) const {
         const uint32_t last = end(position, row);
         return last > window ? last - window : 0;

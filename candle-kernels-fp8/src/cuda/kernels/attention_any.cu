@@ -74,7 +74,9 @@ __device__ __forceinline__ void attention_any(const Attention& args) {
 }
 
 #define ANY(NAME, T)                                                                                                   \
-    extern "C" __global__ void __launch_bounds__(THREADS) attention_any_##NAME(Attention args) { attention_any<T>(args); }
+    extern "C" __global__ void __launch_bounds__(THREADS) attention_any_##NAME(Attention args) {                       \
+        attention_any<T>(args);                                                                                        \
+    }
 
 ANY(bf16, __nv_bfloat16)
 ANY(f16, __half)

@@ -1,11 +1,11 @@
 // Attention of few queries, as when one token after the other is generated: bound by reading keys and values.
 //
-// The keys that a block's rows see are split evenly among the blocks of a row of the grid, and among their warps in tiles.
-// The number of blocks is fixed when the kernel is launched, the number of keys is not: blocks for which too few are left
-// return at once. A warp multiplies tiles straight from registers: a lane loads 16 neighbouring bytes, and which dimension
-// or key is where in a tensor core's instruction is free, as long as both factors agree. Scores are computed with keys as
-// rows, S = K Q^T, so that eight rows are enough for an instruction; the sums with dimensions as rows, O^T = V^T S.
-// The last block of a row of the grid adds up what all of them found, in the order of the keys.
+// The keys that a block's rows see are split evenly among the blocks of a row of the grid, and among their warps in
+// tiles. The number of blocks is fixed when the kernel is launched, the number of keys is not: blocks for which too few
+// are left return at once. A warp multiplies tiles straight from registers: a lane loads 16 neighbouring bytes, and
+// which dimension or key is where in a tensor core's instruction is free, as long as both factors agree. Scores are
+// computed with keys as rows, S = K Q^T, so that eight rows are enough for an instruction; the sums with dimensions as
+// rows, O^T = V^T S. The last block of a row of the grid adds up what all of them found, in the order of the keys.
 
 #include "attention.cuh"
 #include "mma.cuh"
@@ -326,7 +326,8 @@ __device__ __forceinline__ void attention_few_rows(const Attention& args) {
 }
 
 #define FEW_ROWS(NAME, T, D, ROWS)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_few_rows_##NAME##_##D##_##ROWS(Attention args) { \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
+        attention_few_rows_##NAME##_##D##_##ROWS(Attention args) {                                                     \
         attention_few_rows<T, D, ROWS / 8>(args);                                                                      \
     }
 

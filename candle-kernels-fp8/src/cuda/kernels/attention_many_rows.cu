@@ -1,8 +1,9 @@
 // Attention of many queries on the tensor core instructions that every card since Ada has.
 //
-// A block has ROWS rows of a head of keys, each of its warps 32 of them, and goes through the keys that they see, KEYS at
-// a time. Two tiles of keys and values are in shared memory: one is computed with, the next one on its way. Scores and
-// sums stay in registers; the scores of a tile become the left factor of the product with its values where they are.
+// A block has ROWS rows of a head of keys, each of its warps 32 of them, and goes through the keys that they see, KEYS
+// at a time. Two tiles of keys and values are in shared memory: one is computed with, the next one on its way. Scores
+// and sums stay in registers; the scores of a tile become the left factor of the product with its values where they
+// are.
 
 #include "attention.cuh"
 #include "mma.cuh"

@@ -46,7 +46,8 @@ struct Few<T, 1> {
     __device__ __forceinline__ void round(const float (&values)[1]) { value = from_f32<T>(values[0]); }
 };
 
-// A team of lanes has a head of q, k or v. What it needs a second time, it reads a second time, from the first-level cache.
+// A team of lanes has a head of q, k or v. What it needs a second time, it reads a second time, from the first-level
+// cache.
 template <typename T, uint32_t WIDTH>
 __device__ __forceinline__ void rope_append(const RopeAppend& args) {
     using Values = Few<T, WIDTH>;
@@ -139,7 +140,7 @@ __device__ __forceinline__ void rope_append(const RopeAppend& args) {
 }
 
 #define ROPE_APPEND(NAME, T)                                                                                           \
-    extern "C" __global__ void __launch_bounds__(256, 6) rope_append_##NAME##_8(RopeAppend args) {                        \
+    extern "C" __global__ void __launch_bounds__(256) rope_append_##NAME##_8(RopeAppend args) {                        \
         rope_append<T, PIECE>(args);                                                                                   \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256) rope_append_##NAME##_1(RopeAppend args) {                        \

@@ -1,11 +1,11 @@
 // Attention of many queries, on Hopper.
 //
-// Two warpgroups have 64 rows of a head of keys each; a thread of a third one brings queries, keys and values into shared
-// memory. The scores of the next keys and the sums of values with the weights of those before are started together; while
-// the latter go on, weights are made of the former. All of it stays in registers, and weights are the left factor of the
-// second product where they are. Keys are taken from the last one down, so that the masked ones come first.
-// Blocks stay and take tile after tile, those with the most keys first, and every second round in the other direction:
-// so all have about as many keys.
+// Two warpgroups have 64 rows of a head of keys each; a thread of a third one brings queries, keys and values into
+// shared memory. The scores of the next keys and the sums of values with the weights of those before are started
+// together; while the latter go on, weights are made of the former. All of it stays in registers, and weights are the
+// left factor of the second product where they are. Keys are taken from the last one down, so that the masked ones come
+// first. Blocks stay and take tile after tile, those with the most keys first, and every second round in the other
+// direction: so all have about as many keys.
 
 #include "attention.cuh"
 #include "primitives.cuh"
@@ -58,7 +58,8 @@ __device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
 __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* from, uint32_t x, uint32_t y, uint32_t z,
                                           uint32_t w, uint32_t barrier) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to), "l"(from), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+                 " [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+                 "l"(from), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
                  : "memory");
 }
 
@@ -121,7 +122,8 @@ __device__ __forceinline__ void produce(Shared<D>& shared, const Attention& args
         barrier_wait(shared_address(&shared.queries.empty[0]), q_at.phase ^ 1);
         barrier_expect(full, ROWS / args.group * args.group * D * 2);
         for (uint32_t i = 0; i < PARTS; i++) {
-            copy_tile(shared_address(shared.q[i]), &q, i * COLS, work.head * args.group, work.query, work.sequence, full);
+            copy_tile(shared_address(shared.q[i]), &q, i * COLS, work.head * args.group, work.query, work.sequence,
+                      full);
         }
         q_at.advance();
         for (uint32_t tile = work.end; tile-- > work.first;) {
@@ -291,12 +293,12 @@ __device__ __forceinline__ void consume(Shared<D>& shared, const Attention& args
         }
         __syncwarp();
         const uint32_t rows = min(ROWS / args.group, args.queries - work.query) * args.group;
-        const uint32_t warp_row = group * GROUP_ROWS + warp * 16;
+        const uint32_t warp_row = group * GROUP_ROWS + warp * 16, tile_row = work.query * args.group;
 #pragma unroll 4
         for (uint32_t i = lane; i < 16 * Layout::PIECES; i += 32) {
             const uint32_t own = i / Layout::PIECES, piece = i % Layout::PIECES;
             if (warp_row + own >= rows) break;
-            const uint64_t at = args.at(work.sequence, work.head, work.query * args.group + warp_row + own, args.out_stride);
+            const uint64_t at = args.at(work.sequence, work.head, tile_row + warp_row + own, args.out_stride);
             *reinterpret_cast<uint4*>(static_cast<T*>(args.out) + at + piece * 8) =
                 *reinterpret_cast<const uint4*>(results + Layout::place(own, piece));
         }

@@ -2,6 +2,7 @@
 
 use candle_compressed_tensors::{CtLinear, LinearSource, State, forward_shared};
 use candle_core::{DType, Tensor};
+use candle_fp8::{HeadNorms, RopeAppend};
 use candle_nn::{Module, VarBuilder};
 
 use crate::norm::Norm;
@@ -68,10 +69,55 @@ impl Attention {
         cache: &mut KvCache,
         timer: Timer<'_>,
     ) -> Result<Tensor> {
-        let (batch, len, _) = x.dims3()?;
-        let heads = |y: &Tensor, heads| y.reshape((batch, len, heads, self.head_dim));
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj];
         let qkv = timer.time(Part::QkvProj, || forward_shared(&qkv, x))?;
+        // On a GPU one kernel does all that is between the projections and attention.
+        let q = match x.device().is_cuda() && !self.fake_quantization.is_some() {
+            true => timer.time(Part::Rope, || self.rope_append(&qkv, (cos, sin), cache))?,
+            false => self.rope_and_append(&qkv, (cos, sin), cache, timer)?,
+        };
+        let y = timer.time(Part::Attention, || {
+            let scale = 1.0 / (self.head_dim as f64).sqrt();
+            cache.attention(self.layer, &q, self.window, scale)
+        })?;
+        let y = y.flatten_from(2)?;
+        Ok(timer.time(Part::OProj, || self.o_proj.forward(&y))?)
+    }
+
+    /// Queries, keys and values `[B, L, heads · D]` of new positions → rotated queries `[B, L, Hq, D]`; keys and values
+    /// go to the cache.
+    fn rope_append(
+        &self,
+        qkv: &[Tensor],
+        (cos, sin): (&Tensor, &Tensor),
+        cache: &mut KvCache,
+    ) -> candle_core::Result<Tensor> {
+        let norms = self.qk_norms.as_ref().map(|(q_norm, k_norm)| {
+            let ((q, eps), (k, _)) = (q_norm.parameters(), k_norm.parameters());
+            HeadNorms { q, k, eps }
+        });
+        let args = RopeAppend {
+            q: &qkv[0],
+            k: &qkv[1],
+            v: &qkv[2],
+            norms,
+            cos,
+            sin,
+        };
+        cache.rope_append(self.layer, &args)
+    }
+
+    /// As [`rope_append`](Self::rope_append), one op after the other: each is timed, and keys and values may be rounded
+    /// on their way.
+    fn rope_and_append(
+        &self,
+        qkv: &[Tensor],
+        (cos, sin): (&Tensor, &Tensor),
+        cache: &mut KvCache,
+        timer: Timer<'_>,
+    ) -> Result<Tensor> {
+        let (batch, len, _) = qkv[0].dims3()?;
+        let heads = |y: &Tensor, heads| y.reshape((batch, len, heads, self.head_dim));
         // [B, L, heads, D], as the projections leave them.
         let mut q = heads(&qkv[0], self.num_heads)?;
         let mut k = heads(&qkv[1], self.num_kv_heads)?;
@@ -85,17 +131,12 @@ impl Attention {
             let rope = |y: &Tensor| candle_fp8::rope(y, cos, sin);
             candle_core::Result::Ok((rope(&q)?, rope(&k)?))
         })?;
-        let (keys, values) = timer.time(Part::KvCache, || {
+        timer.time(Part::KvCache, || {
             let (k, v) = (k.transpose(1, 2)?, v.transpose(1, 2)?);
             let (k, v) = self.fake_quantization.apply(k, v)?;
             cache.append(self.layer, &k, &v)
         })?;
-        let y = timer.time(Part::Attention, || {
-            let scale = 1.0 / (self.head_dim as f64).sqrt();
-            candle_fp8::attention(&q, &keys, &values, self.window, scale)
-        })?;
-        let y = y.reshape((batch, len, ()))?;
-        Ok(timer.time(Part::OProj, || self.o_proj.forward(&y))?)
+        Ok(q)
     }
 
     pub(crate) fn linears(&self) -> impl Iterator<Item = (String, &CtLinear)> {
@@ -177,6 +218,10 @@ impl CacheScales {
             });
         }
         Ok(scales)
+    }
+
+    fn is_some(&self) -> bool {
+        self.scales().next().is_some()
     }
 
     fn scales(&self) -> impl Iterator<Item = &CacheScale> {

@@ -260,9 +260,8 @@ impl CausalLm {
             }
         };
         cache.check(batch, len, &self.config, self.dtype, &self.device)?;
-        let offset = cache.len();
         let (cos, sin) = timer.time(Part::Positions, || {
-            self.rotary.cos_sin(offset, len, self.dtype, &self.device)
+            cache.cos_sin(&self.rotary, len, self.dtype, &self.device)
         })?;
         let mut stream = timer.time(Part::Embedding, || {
             self.embed_tokens.forward(ids)?.to_dtype(self.dtype)

@@ -40,6 +40,11 @@ impl Norm {
         }
     }
 
+    /// What a kernel that does more than the norm needs of it: its weight and what it adds to the mean.
+    pub(crate) fn parameters(&self) -> (&Tensor, f64) {
+        (&self.weight, self.eps)
+    }
+
     pub(crate) fn weight(&self) -> (String, &Tensor) {
         (format!("{}.weight", self.prefix), &self.weight)
     }

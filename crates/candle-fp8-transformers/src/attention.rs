@@ -1,10 +1,11 @@
 //! Grouped-query attention over a preallocated cache.
 
-use candle_compressed_tensors::{CtLinear, LinearSource, State, forward_shared};
+use candle_compressed_tensors::{CtLinear, LinearSource, State, merge_linears};
 use candle_core::{DType, Tensor};
-use candle_fp8::{HeadNorms, RopeAppend};
+use candle_fp8::{HeadNorms, Quantization, RopeAppend};
 use candle_nn::{Module, VarBuilder};
 
+use crate::input::LinearInput;
 use crate::norm::Norm;
 use crate::profile::{Part, Timer};
 use crate::{Error, KvCache, ModelConfig, Result};
@@ -16,6 +17,8 @@ pub(crate) struct Attention {
     k_proj: CtLinear,
     v_proj: CtLinear,
     o_proj: CtLinear,
+    /// How what computes the input quantizes it.
+    input: Option<Quantization>,
     qk_norms: Option<(Norm, Norm)>,
     fake_quantization: CacheScales,
     num_heads: usize,
@@ -41,10 +44,16 @@ impl Attention {
         );
         let qkv = |name: &str, out| source.linear_b(hidden, out, config.qkv_bias, vb.pp(name));
         let norm = |name: &str| Norm::load(head_dim, config.rms_norm_eps, vb.pp(name));
+        let [q_proj, k_proj, v_proj] = merge_linears([
+            qkv("q_proj", q_dim)?,
+            qkv("k_proj", kv_dim)?,
+            qkv("v_proj", kv_dim)?,
+        ])?;
         Ok(Self {
-            q_proj: qkv("q_proj", q_dim)?,
-            k_proj: qkv("k_proj", kv_dim)?,
-            v_proj: qkv("v_proj", kv_dim)?,
+            input: LinearInput::quantization(&[&q_proj, &k_proj, &v_proj], vb.device()),
+            q_proj,
+            k_proj,
+            v_proj,
             o_proj: source.linear_b(q_dim, hidden, config.o_bias, vb.pp("o_proj"))?,
             qk_norms: match config.qk_norm {
                 true => Some((norm("q_norm")?, norm("k_norm")?)),
@@ -60,19 +69,24 @@ impl Attention {
         })
     }
 
+    /// How the input is to be quantized; `None`: not.
+    pub(crate) fn input(&self) -> Option<Quantization> {
+        self.input
+    }
+
     /// `x [B, L, H]`, cos and sin `[L, D / 2]` in x's dtype → `[B, L, H]`. Appends L positions to
     /// this layer's part of the cache.
     pub(crate) fn forward(
         &self,
-        x: &Tensor,
+        x: &LinearInput,
         (cos, sin): (&Tensor, &Tensor),
         cache: &mut KvCache,
         timer: Timer<'_>,
     ) -> Result<Tensor> {
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let qkv = timer.time(Part::QkvProj, || forward_shared(&qkv, x))?;
+        let qkv = timer.time(Part::QkvProj, || x.forward(&qkv))?;
         // On a GPU one kernel does all that is between the projections and attention.
-        let q = match x.device().is_cuda() && !self.fake_quantization.is_some() {
+        let q = match qkv[0].device().is_cuda() && !self.fake_quantization.is_some() {
             true => timer.time(Part::Rope, || self.rope_append(&qkv, (cos, sin), cache))?,
             false => self.rope_and_append(&qkv, (cos, sin), cache, timer)?,
         };

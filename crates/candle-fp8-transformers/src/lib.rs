@@ -97,6 +97,7 @@ mod attention;
 mod config;
 mod error;
 mod generation;
+mod input;
 mod kv_cache;
 mod layer;
 mod linalg;

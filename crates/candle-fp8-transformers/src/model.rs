@@ -275,9 +275,9 @@ impl CausalLm {
         }
         cache.advance(len);
         let (_, normed) = timer.time(Part::Norms, || {
-            self.norm.forward_added(stream, update.as_ref())
+            self.norm.forward_added(stream, update.as_ref(), None)
         })?;
-        Ok(normed)
+        Ok(normed.values()?.clone())
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {

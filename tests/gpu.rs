@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 
 use candle_compressed_tensors::{Checkpoint, QuantizerCompressedTensors};
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
-use candle_fp8_transformers::{CausalLm, GenerationConfig, TextGeneration};
+use candle_fp8_transformers::{CausalLm, GenerationConfig, Profile, TextGeneration};
 use support::{
     Mode, Reference,
     bound::{bound, largest, reference_logits},
@@ -156,6 +156,75 @@ fn a_step_is_the_same_each_time() -> Result<()> {
     for again in 0..3 {
         for (step, (a, b)) in first.iter().zip(pieces(&model, &ids, &lens)?).enumerate() {
             assert_eq!(difference(a, &b)?, 0.0, "run {again}, step {step}");
+        }
+    }
+    Ok(())
+}
+
+/// Embedding to last norm of one token are launched one by one by the first step of a cache, captured by the second, and
+/// replayed from then on: the same kernels with the same arguments. A profiled pass goes through the ops instead.
+#[test]
+fn a_replayed_step_is_the_launched_one() -> Result<()> {
+    let Some(device) = devices::gpu() else {
+        return Ok(());
+    };
+    for name in STORIES {
+        for (dtype, part) in [(DType::BF16, BF16), (DType::F16, BF16 / 4.0)] {
+            for mode in [Mode::AsCheckpoint, Mode::PerToken, Mode::Full] {
+                let model = load(name, mode, dtype, &device);
+                for batch in [1, 3] {
+                    let what = format!("{name} {dtype:?} {} {batch}", mode.name());
+                    let ids = Tensor::from_vec(
+                        (0..batch as u32 * 24)
+                            .map(|i| 3 + i % 190)
+                            .collect::<Vec<_>>(),
+                        (batch, 24),
+                        &device,
+                    )?;
+                    let mut cache = model.new_cache(batch, 64).expect("a cache");
+                    let prompt = ids.narrow(1, 0, 20)?.contiguous()?;
+                    model.forward(&prompt, &mut cache).expect("a prompt");
+                    let mut step = |position: usize, profiled: bool| -> Result<Tensor> {
+                        cache.truncate(position);
+                        assert_eq!(cache.len(), position);
+                        let id = ids.narrow(1, position, 1)?.contiguous()?;
+                        let logits = match profiled {
+                            false => model.forward(&id, &mut cache),
+                            true => {
+                                let profile = Profile::new(&device);
+                                model.forward_profiled(&id, &mut cache, &profile)
+                            }
+                        };
+                        logits.expect("a step").to_device(&Device::Cpu)
+                    };
+                    let launched = step(20, false)?;
+                    let captured = step(21, false)?;
+                    let replayed = step(22, false)?;
+                    for (again, (position, expected)) in
+                        [(20, &launched), (21, &captured), (22, &replayed)]
+                            .into_iter()
+                            .enumerate()
+                    {
+                        let found = step(position, false)?;
+                        let error = difference(&found, expected)?;
+                        assert_eq!(error, 0.0, "{what}: step {again}");
+                    }
+                    let by_ops = step(22, true)?;
+                    let error = difference(&by_ops, &replayed)?;
+                    let bound = part * largest(&support::rows(&by_ops));
+                    println!("{what}: {error:.2e} from the ops, bound {bound:.2e}");
+                    assert!(error <= bound, "{what}: {error} from the ops");
+                    // Another cache has launches of its own, and leaves these alone.
+                    let mut other = model.new_cache(batch, 30).expect("a cache");
+                    for position in 0..4 {
+                        let id = ids.narrow(1, position, 1)?.contiguous()?;
+                        model.forward(&id, &mut other).expect("a step");
+                    }
+                    drop(other);
+                    let error = difference(&step(22, false)?, &replayed)?;
+                    assert_eq!(error, 0.0, "{what}: after another cache");
+                }
+            }
         }
     }
     Ok(())

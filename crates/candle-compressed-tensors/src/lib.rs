@@ -60,7 +60,7 @@ pub use convert::WeightConverter;
 pub use error::Error;
 pub use linear::{
     CtDenseLinear, CtFp8Linear, CtLinear, LinearSource, forward_quantized, forward_shared,
-    merge_linears, shared_quantization,
+    merge_linears, shared_products, shared_quantization,
 };
 pub use options::{Activations, LoadOptions};
 pub use plan::{Fp8Module, Plan};

@@ -13,19 +13,19 @@ use crate::{Error, KvCache, ModelConfig, Result};
 /// `self_attn` of one decoder layer.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    q_proj: CtLinear,
-    k_proj: CtLinear,
-    v_proj: CtLinear,
-    o_proj: CtLinear,
+    pub(crate) q_proj: CtLinear,
+    pub(crate) k_proj: CtLinear,
+    pub(crate) v_proj: CtLinear,
+    pub(crate) o_proj: CtLinear,
     /// How what computes the input quantizes it.
     input: Option<Quantization>,
-    qk_norms: Option<(Norm, Norm)>,
+    pub(crate) qk_norms: Option<(Norm, Norm)>,
     fake_quantization: CacheScales,
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
     /// Keys that a query sees, itself included; all of them without a window.
-    window: Option<usize>,
+    pub(crate) window: Option<usize>,
     layer: usize,
     prefix: String,
 }
@@ -74,6 +74,16 @@ impl Attention {
         self.input
     }
 
+    /// What scores are multiplied by.
+    pub(crate) fn scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+
+    /// Whether keys and values are rounded to E4M3 on their way into the cache.
+    pub(crate) fn rounds_cache(&self) -> bool {
+        self.fake_quantization.scales().next().is_some()
+    }
+
     /// `x [B, L, H]`, cos and sin `[L, D / 2]` in x's dtype → `[B, L, H]`. Appends L positions to
     /// this layer's part of the cache.
     pub(crate) fn forward(
@@ -86,13 +96,12 @@ impl Attention {
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj];
         let qkv = timer.time(Part::QkvProj, || x.forward(&qkv))?;
         // On a GPU one kernel does all that is between the projections and attention.
-        let q = match qkv[0].device().is_cuda() && !self.fake_quantization.is_some() {
+        let q = match qkv[0].device().is_cuda() && !self.rounds_cache() {
             true => timer.time(Part::Rope, || self.rope_append(&qkv, (cos, sin), cache))?,
             false => self.rope_and_append(&qkv, (cos, sin), cache, timer)?,
         };
         let y = timer.time(Part::Attention, || {
-            let scale = 1.0 / (self.head_dim as f64).sqrt();
-            cache.attention(self.layer, &q, self.window, scale)
+            cache.attention(self.layer, &q, self.window, self.scale())
         })?;
         let y = y.flatten_from(2)?;
         Ok(timer.time(Part::OProj, || self.o_proj.forward(&y))?)
@@ -232,10 +241,6 @@ impl CacheScales {
             });
         }
         Ok(scales)
-    }
-
-    fn is_some(&self) -> bool {
-        self.scales().next().is_some()
     }
 
     fn scales(&self) -> impl Iterator<Item = &CacheScale> {

@@ -3,6 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use candle_fp8::{AttentionScratch, Cached, RopeAppend};
 
+#[cfg(feature = "cuda")]
+use crate::step::Kept;
 use crate::{Error, ModelConfig, Result, RotaryEmbedding};
 
 /// Keys and values of the positions seen so far, for a batch of sequences of equal length.
@@ -18,6 +20,9 @@ pub struct KvCache {
     layers: Vec<Tensor>,
     angles: Option<Angles>,
     scratch: AttentionScratch,
+    /// A step's launches, from the first step on.
+    #[cfg(feature = "cuda")]
+    pub(crate) step: Option<Kept>,
     len: usize,
     batch: usize,
     max_seq: usize,
@@ -65,6 +70,8 @@ impl KvCache {
                 .collect::<Result<_>>()?,
             angles: None,
             scratch: AttentionScratch::new(device)?,
+            #[cfg(feature = "cuda")]
+            step: None,
             len: 0,
             batch,
             max_seq,
@@ -175,6 +182,18 @@ impl KvCache {
         if !device.is_cuda() {
             return rotary.cos_sin(self.len, new, dtype, device);
         }
+        let (cos, sin) = self.angles(rotary, dtype, device)?;
+        let of_new = |table: &Tensor| table.narrow(0, self.len, new);
+        Ok((of_new(&cos)?, of_new(&sin)?))
+    }
+
+    /// cos and sin, `[max_seq, D / 2]` each, of every position that fits. Kept.
+    pub(crate) fn angles(
+        &mut self,
+        rotary: &RotaryEmbedding,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
         let angles = match self.angles.take() {
             Some(angles) if angles.rotary == *rotary => angles,
             _ => {
@@ -184,8 +203,19 @@ impl KvCache {
             }
         };
         let angles = self.angles.insert(angles);
-        let of_new = |table: &Tensor| table.narrow(0, self.len, new);
-        Ok((of_new(&angles.cos)?, of_new(&angles.sin)?))
+        Ok((angles.cos.clone(), angles.sin.clone()))
+    }
+
+    /// A layer's `[2, B, Hkv, max_seq, D]`: keys, then values.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn layer(&self, layer: usize) -> &Tensor {
+        &self.layers[layer]
+    }
+
+    /// What attention works in.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn scratch(&self) -> &AttentionScratch {
+        &self.scratch
     }
 
     /// Rotates the queries and keys of new positions, and writes keys and values of layer `layer` after

@@ -14,14 +14,14 @@ use crate::{Architecture, KvCache, ModelConfig, Result};
 /// `x += attention(norm(x)); x += mlp(norm(x))`, the last addition left to whoever is next.
 #[derive(Debug)]
 pub(crate) struct DecoderLayer {
-    input_layernorm: Norm,
-    self_attn: Attention,
-    post_attention_layernorm: Norm,
-    mlp: FeedForward,
+    pub(crate) input_layernorm: Norm,
+    pub(crate) self_attn: Attention,
+    pub(crate) post_attention_layernorm: Norm,
+    pub(crate) mlp: FeedForward,
 }
 
 #[derive(Debug)]
-enum FeedForward {
+pub(crate) enum FeedForward {
     Dense(Mlp),
     Sparse(SparseMoe),
 }

@@ -107,6 +107,8 @@ mod moe;
 mod norm;
 mod profile;
 mod rope;
+#[cfg(feature = "cuda")]
+mod step;
 pub mod stock;
 
 pub use config::{Architecture, ModelConfig, MoeConfig, RopeConfig, RopeScaling};

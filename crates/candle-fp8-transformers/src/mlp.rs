@@ -12,9 +12,9 @@ use crate::{ModelConfig, Result};
 /// `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    gate_proj: CtLinear,
-    up_proj: CtLinear,
-    down_proj: CtLinear,
+    pub(crate) gate_proj: CtLinear,
+    pub(crate) up_proj: CtLinear,
+    pub(crate) down_proj: CtLinear,
     /// How what computes the input quantizes it, and that of the down projection.
     input: Option<Quantization>,
     inner: Option<Quantization>,

@@ -8,6 +8,8 @@ use crate::layer::DecoderLayer;
 use crate::norm::Norm;
 use crate::profile::{Part, Profile, Timer};
 use crate::rope::RotaryEmbedding;
+#[cfg(feature = "cuda")]
+use crate::step::{Kept, Parts, Step};
 use crate::{Error, KvCache, ModelConfig, Result};
 
 /// Where checkpoints keep the decoder: text models first, then the multimodal ones.
@@ -46,6 +48,9 @@ pub struct CausalLm {
     prefix: String,
     dtype: DType,
     device: Device,
+    /// Tells this model from others.
+    #[cfg(feature = "cuda")]
+    id: std::sync::Arc<()>,
 }
 
 /// What turns hidden states into logits.
@@ -127,6 +132,8 @@ impl CausalLm {
             prefix: vb_model.prefix(),
             dtype: vb.dtype(),
             device: vb.device().clone(),
+            #[cfg(feature = "cuda")]
+            id: Default::default(),
         })
     }
 
@@ -266,6 +273,14 @@ impl CausalLm {
         let mut stream = timer.time(Part::Embedding, || {
             self.embed_tokens.forward(ids)?.to_dtype(self.dtype)
         })?;
+        #[cfg(feature = "cuda")]
+        if len == 1
+            && !timer.is_on()
+            && let Some(normed) = self.step(&stream, cache)?
+        {
+            cache.advance(1);
+            return Ok(normed);
+        }
         // What the last layer adds to the stream: added together with the next norm.
         let mut update = None;
         for layer in &self.layers {
@@ -278,6 +293,36 @@ impl CausalLm {
             self.norm.forward_added(stream, update.as_ref(), None)
         })?;
         Ok(normed.values()?.clone())
+    }
+
+    /// One token of each sequence through all layers by the launches that the cache keeps, from its embedding `[B, 1, H]`
+    /// to the last norm. `None` where there are none.
+    #[cfg(feature = "cuda")]
+    fn step(&self, embedded: &Tensor, cache: &mut KvCache) -> Result<Option<Tensor>> {
+        if !self.device.is_cuda() {
+            return Ok(None);
+        }
+        let mut kept = match cache.step.take() {
+            Some(kept) if std::sync::Arc::ptr_eq(&kept.id, &self.id) => kept,
+            _ => {
+                let parts = Parts {
+                    layers: &self.layers,
+                    norm: &self.norm,
+                    rotary: &self.rotary,
+                    hidden_size: self.config.hidden_size,
+                    dtype: self.dtype,
+                    device: &self.device,
+                };
+                Kept {
+                    id: self.id.clone(),
+                    step: Step::new(&parts, cache)?,
+                }
+            }
+        };
+        let run = |step: &mut Step| step.run(embedded, cache.len());
+        let normed = kept.step.as_mut().map(run).transpose()?;
+        cache.step = Some(kept);
+        Ok(normed)
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {

@@ -67,6 +67,8 @@ mod dequantize;
 mod error;
 mod fake_quantize;
 mod kernel;
+#[cfg(feature = "cuda")]
+mod launches;
 mod packed_weight;
 mod quantize;
 mod quantize_weight;
@@ -86,6 +88,8 @@ pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
 pub use fake_quantize::fake_quantize;
 pub use kernel::fp8_kernels;
+#[cfg(feature = "cuda")]
+pub use launches::{Activations, CacheHeads, LaunchRope, Launches};
 pub use packed_weight::{Codes, PackedWeight, pack_weight};
 pub use quantize::{
     quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,

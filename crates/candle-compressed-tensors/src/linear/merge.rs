@@ -32,6 +32,11 @@ impl Merged {
         }
     }
 
+    /// Output features of each linear.
+    pub(super) fn outs(&self) -> &[usize] {
+        &self.outs
+    }
+
     /// Linears that were merged.
     pub(super) fn len(&self) -> usize {
         self.outs.len()

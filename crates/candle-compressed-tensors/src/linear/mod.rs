@@ -142,3 +142,21 @@ pub fn forward_quantized(linears: &[&CtLinear], x: &Quantized) -> Result<Vec<Ten
         ),
     }
 }
+
+/// The products that give the outputs of FP8 linears of one input that they share: each with what the input is multiplied
+/// with, and the output features of its linears. One for [merged](merge_linears) linears, else one for each. `None` if
+/// one of the linears is dense, or takes the input in another way.
+pub fn shared_products<'a>(linears: &[&'a CtLinear]) -> Option<Vec<(Weight<'a>, Vec<usize>)>> {
+    let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
+    let fp8 = fp8?;
+    let first = fp8.first()?;
+    if !fp8.iter().all(|linear| first.shares_input(linear)) {
+        return None;
+    }
+    if let Some(merged) = CtFp8Linear::merged(&fp8) {
+        return Some(vec![(merged.operand(), merged.outs().to_vec())]);
+    }
+    let alone =
+        |linear: &&'a CtFp8Linear| (linear.operand(), vec![linear.packed_weight().dims().0]);
+    Some(fp8.iter().map(alone).collect())
+}

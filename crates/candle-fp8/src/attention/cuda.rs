@@ -10,7 +10,7 @@ use crate::cuda::{On, Rows, first, float, in_place, on_cuda, tensor, writes};
 const MOST_DIMS: usize = 512;
 
 /// Whether a kernel takes heads of this dimension, and scores scaled by this.
-pub(super) fn serves(dim: usize, scale: f64) -> bool {
+pub(crate) fn serves(dim: usize, scale: f64) -> bool {
     let scale = scale as f32;
     dim <= MOST_DIMS && scale.is_finite() && scale > 0.0
 }

@@ -9,6 +9,8 @@ use candle_kernels_fp8::cpu::{self, Heads, InstructionSet};
 
 use crate::error::{self, Error};
 use crate::kernel::{self, Float, memory, on_float};
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::serves as kernel_serves;
 use plan::{AttentionPlan, QueryBlock};
 
 const OP: &str = "attention";
@@ -35,6 +37,14 @@ impl AttentionScratch {
         #[cfg(not(feature = "cuda"))]
         let (memory, _) = (None, device);
         Ok(Self { memory })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl AttentionScratch {
+    /// On a GPU.
+    pub(crate) fn memory(&self) -> Option<&Tensor> {
+        self.memory.as_ref()
     }
 }
 

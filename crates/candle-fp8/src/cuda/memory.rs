@@ -24,6 +24,7 @@ macro_rules! on_slice {
     ($storage:expr, $slice:expr, $name:ident => $call:expr) => {
         match $slice {
             CudaStorageSlice::U8($name) => $call,
+            CudaStorageSlice::U32($name) => $call,
             CudaStorageSlice::BF16($name) => $call,
             CudaStorageSlice::F16($name) => $call,
             CudaStorageSlice::F32($name) => $call,

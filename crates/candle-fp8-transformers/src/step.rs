@@ -36,8 +36,11 @@ pub(crate) struct Parts<'a> {
 
 impl Step {
     /// For a model and a cache. `None` if some of the model's ops have no launch: dense linears, experts, caches that round
-    /// to E4M3, one scale for all activations.
+    /// to E4M3, one scale for all activations; or if the device has no kernels for FP8.
     pub(crate) fn new(parts: &Parts<'_>, cache: &mut KvCache) -> crate::Result<Option<Self>> {
+        if !candle_fp8::fp8_kernels(parts.device) {
+            return Ok(None);
+        }
         let (cos, sin) = cache.angles(parts.rotary, parts.dtype, parts.device)?;
         let (batch, launches) = (cache.batch(), Launches::new(parts.device)?);
         let mut recorder = Recorder {

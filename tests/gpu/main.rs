@@ -3,16 +3,19 @@
 
 // These tests run on a GPU only.
 #[allow(dead_code)]
-#[path = "ops/devices.rs"]
+#[path = "../ops/devices.rs"]
 mod devices;
+mod made_up;
 // Each test binary uses its part of the shared module.
 #[allow(dead_code, unreachable_pub)]
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::ops::ControlFlow;
 
 use candle_compressed_tensors::{Checkpoint, QuantizerCompressedTensors};
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
+use candle_fp8::{Quantization, ScaleLayout};
 use candle_fp8_transformers::{CausalLm, GenerationConfig, Profile, TextGeneration};
 use support::{
     Mode, Reference,
@@ -163,6 +166,54 @@ fn a_step_is_the_same_each_time() -> Result<()> {
 
 /// Embedding to last norm of one token are launched one by one by the first step of a cache, captured by the second, and
 /// replayed from then on: the same kernels with the same arguments. A profiled pass goes through the ops instead.
+fn check_replays(what: &str, model: &CausalLm, batch: usize, part: f64) -> Result<()> {
+    let device = model.device();
+    let vocab = model.config().vocab_size as u32;
+    let ids: Vec<u32> = (0..batch as u32 * 24)
+        .map(|i| (3 + i * i) % vocab)
+        .collect();
+    let ids = Tensor::from_vec(ids, (batch, 24), device)?;
+    let mut cache = model.new_cache(batch, 64).expect("a cache");
+    let prompt = ids.narrow(1, 0, 20)?.contiguous()?;
+    model.forward(&prompt, &mut cache).expect("a prompt");
+    let mut step = |position: usize, profiled: bool| -> Result<Tensor> {
+        cache.truncate(position);
+        assert_eq!(cache.len(), position);
+        let id = ids.narrow(1, position, 1)?.contiguous()?;
+        let profile = Profile::new(device);
+        let logits = match profiled {
+            false => model.forward(&id, &mut cache),
+            true => model.forward_profiled(&id, &mut cache, &profile),
+        };
+        logits.expect("a step").to_device(&Device::Cpu)
+    };
+    let launched = step(20, false)?;
+    let captured = step(21, false)?;
+    let replayed = step(22, false)?;
+    for (position, expected) in [(20, &launched), (21, &captured), (22, &replayed)] {
+        let error = difference(&step(position, false)?, expected)?;
+        assert_eq!(error, 0.0, "{what}: position {position}");
+    }
+    let by_ops = step(22, true)?;
+    let error = difference(&by_ops, &replayed)?;
+    let bound = part * largest(&support::rows(&by_ops));
+    println!("{what}: {error:.2e} from the ops, bound {bound:.2e}");
+    assert!(
+        error <= bound,
+        "{what}: {error} from the ops, bound {bound}"
+    );
+    // Another cache has launches of its own, and leaves these alone.
+    let mut other = model.new_cache(batch, 30).expect("a cache");
+    for position in 0..4 {
+        let id = ids.narrow(1, position, 1)?.contiguous()?;
+        model.forward(&id, &mut other).expect("a step");
+    }
+    drop(other);
+    let error = difference(&step(22, false)?, &replayed)?;
+    assert_eq!(error, 0.0, "{what}: after another cache");
+    Ok(())
+}
+
 #[test]
 fn a_replayed_step_is_the_launched_one() -> Result<()> {
     let Some(device) = devices::gpu() else {
@@ -174,56 +225,50 @@ fn a_replayed_step_is_the_launched_one() -> Result<()> {
                 let model = load(name, mode, dtype, &device);
                 for batch in [1, 3] {
                     let what = format!("{name} {dtype:?} {} {batch}", mode.name());
-                    let ids = Tensor::from_vec(
-                        (0..batch as u32 * 24)
-                            .map(|i| 3 + i % 190)
-                            .collect::<Vec<_>>(),
-                        (batch, 24),
-                        &device,
-                    )?;
-                    let mut cache = model.new_cache(batch, 64).expect("a cache");
-                    let prompt = ids.narrow(1, 0, 20)?.contiguous()?;
-                    model.forward(&prompt, &mut cache).expect("a prompt");
-                    let mut step = |position: usize, profiled: bool| -> Result<Tensor> {
-                        cache.truncate(position);
-                        assert_eq!(cache.len(), position);
-                        let id = ids.narrow(1, position, 1)?.contiguous()?;
-                        let logits = match profiled {
-                            false => model.forward(&id, &mut cache),
-                            true => {
-                                let profile = Profile::new(&device);
-                                model.forward_profiled(&id, &mut cache, &profile)
-                            }
-                        };
-                        logits.expect("a step").to_device(&Device::Cpu)
-                    };
-                    let launched = step(20, false)?;
-                    let captured = step(21, false)?;
-                    let replayed = step(22, false)?;
-                    for (again, (position, expected)) in
-                        [(20, &launched), (21, &captured), (22, &replayed)]
-                            .into_iter()
-                            .enumerate()
-                    {
-                        let found = step(position, false)?;
-                        let error = difference(&found, expected)?;
-                        assert_eq!(error, 0.0, "{what}: step {again}");
-                    }
-                    let by_ops = step(22, true)?;
-                    let error = difference(&by_ops, &replayed)?;
-                    let bound = part * largest(&support::rows(&by_ops));
-                    println!("{what}: {error:.2e} from the ops, bound {bound:.2e}");
-                    assert!(error <= bound, "{what}: {error} from the ops");
-                    // Another cache has launches of its own, and leaves these alone.
-                    let mut other = model.new_cache(batch, 30).expect("a cache");
-                    for position in 0..4 {
-                        let id = ids.narrow(1, position, 1)?.contiguous()?;
-                        model.forward(&id, &mut other).expect("a step");
-                    }
-                    drop(other);
-                    let error = difference(&step(22, false)?, &replayed)?;
-                    assert_eq!(error, 0.0, "{what}: after another cache");
+                    check_replays(&what, &model, batch, part)?;
                 }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn models_with_fast_heads_are_those_of_the_cpu() -> Result<()> {
+    let Some(device) = devices::gpu() else {
+        return Ok(());
+    };
+    let block = ScaleLayout::Block {
+        rows: 128,
+        cols: 128,
+    };
+    let schemes = [
+        (ScaleLayout::Channel, Some(Quantization::PerToken)),
+        (ScaleLayout::Tensor, Some(Quantization::Static(0.02))),
+        (block, Some(Quantization::PerGroup(128))),
+        (ScaleLayout::Channel, None),
+    ];
+    for (model_type, changes) in made_up::configs() {
+        for scheme in schemes {
+            let what = format!("{model_type} {scheme:?}");
+            let build = |dtype, device| made_up::model(model_type, &changes, scheme, dtype, device);
+            let reference = build(DType::F32, &Device::Cpu);
+            let model = build(DType::BF16, &device);
+            let ids: Vec<u32> = (0..2 * 90).map(|i| (i * i * 7 + 3) % 300).collect();
+            let ids = Tensor::from_vec(ids, (2, 90), &Device::Cpu)?;
+            let expected = pieces(&reference, &ids, &[80, 1, 1, 1, 7])?;
+            let found = pieces(&model, &ids.to_device(&device)?, &[80, 1, 1, 1, 7])?;
+            for (piece, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                let error = difference(found, expected)?;
+                let bound = BF16 * largest(&support::rows(expected));
+                println!("{what}, piece {piece}: {error:.2e}, bound {bound:.2e}");
+                assert!(
+                    error <= bound,
+                    "{what}, piece {piece}: {error}, bound {bound}"
+                );
+            }
+            for batch in [1, 2, 9] {
+                check_replays(&format!("{what} {batch}"), &model, batch, BF16)?;
             }
         }
     }

@@ -112,7 +112,7 @@ fn token_by_token_equals_all_at_once() -> Result<()> {
     for (dtype, part) in [
         (DType::BF16, BF16),
         (DType::F16, BF16 / 4.0),
-        (DType::F32, 1e-2),
+        (DType::F32, 3e-2),
     ] {
         for mode in [Mode::AsCheckpoint, Mode::Full] {
             let model = load(STORIES[0], mode, dtype, &device);
@@ -256,19 +256,26 @@ fn models_with_fast_heads_are_those_of_the_cpu() -> Result<()> {
             let model = build(DType::BF16, &device);
             let ids: Vec<u32> = (0..2 * 90).map(|i| (i * i * 7 + 3) % 300).collect();
             let ids = Tensor::from_vec(ids, (2, 90), &Device::Cpu)?;
-            let expected = pieces(&reference, &ids, &[80, 1, 1, 1, 7])?;
-            let found = pieces(&model, &ids.to_device(&device)?, &[80, 1, 1, 1, 7])?;
+            let lens = [80, 1, 1, 1, 7];
+            let expected = pieces(&reference, &ids, &lens)?;
+            // How far BF16 takes the CPU, too.
+            let rounded = pieces(&build(DType::BF16, &Device::Cpu), &ids, &lens)?;
+            let errors = rounded.iter().zip(&expected).map(|(a, b)| difference(a, b));
+            let errors = errors.collect::<Result<Vec<f64>>>()?;
+            let bound = 2.0 * errors.into_iter().fold(0.0, f64::max);
+            let found = pieces(&model, &ids.to_device(&device)?, &lens)?;
             for (piece, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 let error = difference(found, expected)?;
-                let bound = BF16 * largest(&support::rows(expected));
-                println!("{what}, piece {piece}: {error:.2e}, bound {bound:.2e}");
+                let largest = largest(&support::rows(expected));
+                println!("{what}, piece {piece}: {error:.2e}, bound {bound:.2e} of {largest:.2e}");
+                assert!(bound < 0.25 * largest, "{what}: the bound tells nothing");
                 assert!(
                     error <= bound,
                     "{what}, piece {piece}: {error}, bound {bound}"
                 );
             }
             for batch in [1, 2, 9] {
-                check_replays(&format!("{what} {batch}"), &model, batch, BF16)?;
+                check_replays(&format!("{what} {batch}"), &model, batch, 2.0 * BF16)?;
             }
         }
     }

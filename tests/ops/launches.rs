@@ -5,8 +5,8 @@ use crate::cases::{Random, codes, floats, values};
 use crate::devices::gpu;
 use candle_core::{DType, Device, Result, Tensor};
 use candle_fp8::{
-    Activations, AttentionScratch, CacheHeads, Cached, Codes, HeadNorms, LaunchRope, Launches,
-    Quantization, RopeAppend, ScaleLayout, Weight,
+    AttentionScratch, CacheHeads, Cached, Codes, HeadNorms, LaunchActivations, LaunchRope,
+    Launches, Quantization, RopeAppend, ScaleLayout, Weight,
 };
 
 fn random(shape: &[usize], dtype: DType, seed: u64, device: &Device) -> Result<Tensor> {
@@ -35,10 +35,10 @@ fn assert_near(found: &Tensor, expected: &Tensor, what: &str) -> Result<()> {
 }
 
 /// What a launch leaves, as numbers.
-fn made(activations: &Activations) -> Result<Vec<f64>> {
+fn made(activations: &LaunchActivations) -> Result<Vec<f64>> {
     match activations {
-        Activations::Values(x) => values(x),
-        Activations::Quantized(x, _) => {
+        LaunchActivations::Values(x) => values(x),
+        LaunchActivations::Quantized(x, _) => {
             let codes = crate::cases::code_bits(&x.codes)?
                 .into_iter()
                 .map(f64::from);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_compressed_tensors::{CtLinear, shared_products, shared_quantization};
 use candle_core::{DType, Device, Result, Tensor};
-use candle_fp8::{Activations, CacheHeads, HeadNorms, LaunchRope, Launches, Quantization};
+use candle_fp8::{CacheHeads, HeadNorms, LaunchActivations, LaunchRope, Launches, Quantization};
 
 use crate::attention::Attention;
 use crate::layer::{DecoderLayer, FeedForward};
@@ -62,7 +62,7 @@ impl Step {
             };
             update = Some(next);
         }
-        let Some(Activations::Values(normed)) =
+        let Some(LaunchActivations::Values(normed)) =
             recorder.norm("last", update.as_ref(), parts.norm, None)?
         else {
             return Ok(None);
@@ -100,7 +100,7 @@ struct Recorder<'a> {
     batch: usize,
     dtype: DType,
     values: Vec<(&'static str, Tensor)>,
-    activations: Vec<(&'static str, Option<Quantization>, Activations)>,
+    activations: Vec<(&'static str, Option<Quantization>, LaunchActivations)>,
 }
 
 impl Recorder<'_> {
@@ -139,7 +139,7 @@ impl Recorder<'_> {
         update: Option<&Tensor>,
         norm: &Norm,
         quantization: Option<Quantization>,
-    ) -> Result<Option<Activations>> {
+    ) -> Result<Option<LaunchActivations>> {
         let columns = self.hidden.dim(1)?;
         let Some(out) = self.activations(name, columns, quantization)? else {
             return Ok(None);
@@ -158,7 +158,7 @@ impl Recorder<'_> {
         &mut self,
         index: usize,
         attention: &Attention,
-        x: &Activations,
+        x: &LaunchActivations,
     ) -> Result<Option<Tensor>> {
         let qkv = [&attention.q_proj, &attention.k_proj, &attention.v_proj];
         let Some(qkv) = self.products("qkv", &qkv, x)? else {
@@ -196,7 +196,7 @@ impl Recorder<'_> {
             .map(|mut y| y.swap_remove(0)))
     }
 
-    fn mlp(&mut self, mlp: &Mlp, x: &Activations) -> Result<Option<Tensor>> {
+    fn mlp(&mut self, mlp: &Mlp, x: &LaunchActivations) -> Result<Option<Tensor>> {
         let gate_up = [&mlp.gate_proj, &mlp.up_proj];
         let Some(gate_up) = self.products("gate_up", &gate_up, x)? else {
             return Ok(None);
@@ -217,7 +217,7 @@ impl Recorder<'_> {
         &mut self,
         name: &'static str,
         linears: &[&CtLinear],
-        x: &Activations,
+        x: &LaunchActivations,
     ) -> Result<Option<Vec<Tensor>>> {
         let Some(products) = shared_products(linears) else {
             return Ok(None);
@@ -243,9 +243,9 @@ impl Recorder<'_> {
         name: &'static str,
         values: &Tensor,
         linears: &[&CtLinear],
-    ) -> Result<Option<Activations>> {
+    ) -> Result<Option<LaunchActivations>> {
         let Some(quantization) = shared_quantization(linears) else {
-            return Ok(Some(Activations::Values(values.clone())));
+            return Ok(Some(LaunchActivations::Values(values.clone())));
         };
         let columns = values.dim(1)?;
         let Some(out) = self.activations(name, columns, Some(quantization))? else {
@@ -274,14 +274,15 @@ impl Recorder<'_> {
         name: &'static str,
         columns: usize,
         quantization: Option<Quantization>,
-    ) -> Result<Option<Activations>> {
-        let same = |(other, how, made): &&(&'static str, Option<Quantization>, Activations)| {
-            let tensor = match made {
-                Activations::Values(values) => values,
-                Activations::Quantized(quantized, _) => &quantized.codes,
+    ) -> Result<Option<LaunchActivations>> {
+        let same =
+            |(other, how, made): &&(&'static str, Option<Quantization>, LaunchActivations)| {
+                let tensor = match made {
+                    LaunchActivations::Values(values) => values,
+                    LaunchActivations::Quantized(quantized, _) => &quantized.codes,
+                };
+                *other == name && *how == quantization && tensor.dims() == [self.batch, columns]
             };
-            *other == name && *how == quantization && tensor.dims() == [self.batch, columns]
-        };
         if let Some((_, _, made)) = self.activations.iter().find(same) {
             return Ok(Some(made.clone()));
         }

@@ -63,7 +63,7 @@ impl std::fmt::Debug for Graph {
 
 /// Memory for activations `[M, K]` that one launch leaves for the next.
 #[derive(Debug, Clone)]
-pub enum Activations {
+pub enum LaunchActivations {
     /// BF16, F16 or F32 `[M, K]`.
     Values(Tensor),
     /// Codes and scales, and how they are made.
@@ -114,12 +114,12 @@ impl Launches {
         k: usize,
         dtype: DType,
         quantization: Option<Quantization>,
-    ) -> Result<Option<Activations>> {
+    ) -> Result<Option<LaunchActivations>> {
         if quantization == Some(Quantization::PerTensor) || !k.is_multiple_of(16) {
             return Ok(None);
         }
         let Some(quantization) = quantization else {
-            return Ok(Some(Activations::Values(self.values(m, k, dtype)?)));
+            return Ok(Some(LaunchActivations::Values(self.values(m, k, dtype)?)));
         };
         crate::error::quantization(OP, "input_scale", quantization)?;
         let device = Device::Cuda(self.device.clone());
@@ -134,7 +134,7 @@ impl Launches {
             group: quantization.group(),
             dtype,
         };
-        Ok(Some(Activations::Quantized(codes, quantization)))
+        Ok(Some(LaunchActivations::Quantized(codes, quantization)))
     }
 
     /// Runs the launches, after all that the stream has been given before.

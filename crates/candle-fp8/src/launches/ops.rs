@@ -5,7 +5,7 @@ use candle_kernels_fp8::cuda::{
     self as kernels, Accumulation, Address, Heads, Output, Positions, Residual, WeightLayout,
 };
 
-use super::{Activations, Launch, Launches, OP};
+use super::{Launch, LaunchActivations, Launches, OP};
 use crate::cuda::float;
 use crate::{AttentionScratch, HeadNorms, Quantization, Weight, check_weight};
 
@@ -40,7 +40,7 @@ impl Launches {
         x: &Tensor,
         residual: Option<&Tensor>,
         (weight, eps): (&Tensor, f64),
-        out: &Activations,
+        out: &LaunchActivations,
     ) -> Result<()> {
         let (m, k) = x.dims2()?;
         same(weight, &[k], x.dtype())?;
@@ -78,7 +78,7 @@ impl Launches {
     ///
     /// # Errors
     /// If shapes or dtypes do not fit each other.
-    pub fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &Activations) -> Result<()> {
+    pub fn silu_mul(&mut self, gate: &Tensor, up: &Tensor, out: &LaunchActivations) -> Result<()> {
         let (m, k) = gate.dims2()?;
         same(up, &[m, k], gate.dtype())?;
         let (gate_values, gate_stride) = self.rows(gate)?;
@@ -98,12 +98,11 @@ impl Launches {
         Ok(())
     }
 
-    /// [`quantize`](crate::quantize) of `x [M, K]`: gives where its result is. What is not to be quantized is there
-    /// already.
+    /// [`quantize`](crate::quantize) of `x [M, K]`, in the way of `out`.
     ///
     /// # Errors
-    /// If shapes or dtypes do not fit each other.
-    pub fn quantize(&mut self, x: &Tensor, out: &Activations) -> Result<()> {
+    /// If shapes or dtypes do not fit each other, or `out` is for values.
+    pub fn quantize(&mut self, x: &Tensor, out: &LaunchActivations) -> Result<()> {
         let (m, k) = x.dims2()?;
         let Output::Codes {
             codes,
@@ -133,7 +132,12 @@ impl Launches {
     ///
     /// # Errors
     /// If shapes or dtypes do not fit each other, or the weight is not packed.
-    pub fn scaled_mm(&mut self, x: &Activations, weight: Weight<'_>, out: &Tensor) -> Result<()> {
+    pub fn scaled_mm(
+        &mut self,
+        x: &LaunchActivations,
+        weight: Weight<'_>,
+        out: &Tensor,
+    ) -> Result<()> {
         let (n, k) = check_weight(weight.codes, weight.scale, weight.layout)?;
         if !weight.codes.in_panels() {
             bail!("{OP}: the weight of a step is expected to be packed");
@@ -141,14 +145,14 @@ impl Launches {
         let (m, dtype) = (out.dim(0)?, out.dtype());
         same(out, &[m, n], dtype)?;
         let activations = match x {
-            Activations::Values(values) => {
+            LaunchActivations::Values(values) => {
                 same(values, &[m, k], dtype)?;
                 kernels::Activations::Values {
                     values: self.dense(values)?,
                     float: float(dtype)?,
                 }
             }
-            Activations::Quantized(quantized, quantization) => {
+            LaunchActivations::Quantized(quantized, quantization) => {
                 same(&quantized.codes, &[m, k], DType::F8E4M3)?;
                 if quantized.dtype != dtype {
                     bail!(
@@ -350,17 +354,17 @@ impl Launches {
     /// Where activations go.
     fn output(
         &mut self,
-        out: &Activations,
+        out: &LaunchActivations,
         (m, k): (usize, usize),
         dtype: DType,
     ) -> Result<Output> {
         let (quantized, quantization) = match out {
-            Activations::Values(values) => {
+            LaunchActivations::Values(values) => {
                 same(values, &[m, k], dtype)?;
                 let (values, stride) = self.rows(values)?;
                 return Ok(Output::Values { values, stride });
             }
-            Activations::Quantized(quantized, quantization) => (quantized, *quantization),
+            LaunchActivations::Quantized(quantized, quantization) => (quantized, *quantization),
         };
         same(&quantized.codes, &[m, k], DType::F8E4M3)?;
         same(

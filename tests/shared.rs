@@ -160,7 +160,8 @@ fn moved(linear: &CtLinear, device: &Device) -> Result<CtLinear> {
 }
 
 /// Merges copies of linears on every device: they are what they were, and together give what each gives alone, but for
-/// the order in which products are added, of whose sums tensor cores keep 13 bits. Where `merges`, on a GPU, the results are parts of one.
+/// the order in which products are added, of whose sums tensor cores keep 13 bits. Where `merges`, on a GPU, the
+/// results are parts of one.
 fn check_merged<const N: usize>(what: &str, linears: [CtLinear; N], merges: bool) -> Result<()> {
     devices::everywhere(|device| {
         let copies = linears.iter().map(|linear| moved(linear, device));

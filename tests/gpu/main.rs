@@ -23,9 +23,9 @@ use support::{
     dir, loadable, logits, max_difference, model_on,
 };
 
-/// Tensor cores keep 13 bits of a sum of products of codes, which turns one code in some hundreds: errors stay under half of
-/// the smallest distance to another activation mode. Activations in full precision, and dequantized models, are f32
-/// throughout, as on the CPU.
+/// Tensor cores keep 13 bits of a sum of products of codes, which turns one code in some hundreds: errors stay under
+/// half of the smallest distance to another activation mode. Activations in full precision, and dequantized models, are
+/// f32 throughout, as on the CPU.
 #[test]
 fn logits_agree_with_the_references_in_every_mode() {
     let Some(device) = devices::gpu() else { return };
@@ -164,8 +164,8 @@ fn a_step_is_the_same_each_time() -> Result<()> {
     Ok(())
 }
 
-/// Embedding to last norm of one token are launched one by one by the first step of a cache, captured by the second, and
-/// replayed from then on: the same kernels with the same arguments. A profiled pass goes through the ops instead.
+/// Embedding to last norm of one token are launched one by one by the first step of a cache, captured by the second,
+/// and replayed from then on: the same kernels with the same arguments. A profiled pass goes through the ops instead.
 fn check_replays(what: &str, model: &CausalLm, batch: usize, part: f64) -> Result<()> {
     let device = model.device();
     let vocab = model.config().vocab_size as u32;

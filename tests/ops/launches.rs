@@ -1,5 +1,5 @@
-//! Launches of a list against the ops: the same kernels, so the same results, but where a product or attention is cut in
-//! another way.
+//! Launches of a list against the ops: the same kernels, so the same results, but where a product or attention is cut
+//! in another way.
 
 use crate::cases::{Random, codes, floats, values};
 use crate::devices::gpu;

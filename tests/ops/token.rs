@@ -138,8 +138,8 @@ fn rope() -> Result<()> {
     })
 }
 
-/// What tensor cores make of attention's weights, which they take in the dtype of the values: each is off by a rounding,
-/// and so is their sum; values are up to 2.
+/// What tensor cores make of attention's weights, which they take in the dtype of the values: each is off by a
+/// rounding, and so is their sum; values are up to 2.
 fn of_weights(device: &Device, float: Float) -> f64 {
     match device {
         Device::Cpu => 0.0,

@@ -11,7 +11,8 @@ use crate::{Error, ModelConfig, Result, RotaryEmbedding};
 ///
 /// Each layer owns a tensor `[2, B, Hkv, max_seq, D]`, allocated once; a forward pass writes the new
 /// positions in place and reads views. On a GPU there are also the angles of all positions, made by
-/// the first forward pass, and what attention needs to work in. A forward that fails leaves [`len`](KvCache::len) where it was.
+/// the first forward pass, and what attention needs to work in. A forward that fails leaves [`len`](KvCache::len) where
+/// it was.
 ///
 /// Not `Clone`: two caches would share storage, and one would overwrite the other.
 #[derive(Debug)]

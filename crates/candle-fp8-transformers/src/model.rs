@@ -142,9 +142,9 @@ impl CausalLm {
     ///
     /// All sequences of a batch have the same length; there is no padding.
     ///
-    /// On a GPU, steps of one token (L = 1) of a dense model whose linears are all FP8 are a list of kernel launches, which
-    /// the cache keeps with the memory that it works in, and replays as a CUDA graph from the third step on. It also keeps
-    /// the model's weights, until the cache or another model's step with it ends that.
+    /// On a GPU, steps of one token (L = 1) of a dense model whose linears are all FP8 are a list of kernel launches,
+    /// which the cache keeps with the memory that it works in, and replays as a CUDA graph from the third step on. It
+    /// also keeps the model's weights, until the cache or another model's step with it ends that.
     ///
     /// # Errors
     /// [`Error::CacheFull`] when the positions do not fit, [`Error::Mismatch`] when ids, cache and
@@ -154,8 +154,8 @@ impl CausalLm {
         self.forward_timed(ids, cache, Timer::OFF)
     }
 
-    /// [`forward`](Self::forward), and adds to `profile` how long each part of it took. Always op by op: of a step that is
-    /// replayed as a graph, no part can be timed.
+    /// [`forward`](Self::forward), and adds to `profile` how long each part of it took. Always op by op: of a step that
+    /// is replayed as a graph, no part can be timed.
     ///
     /// # Errors
     /// Those of [`forward`](Self::forward).
@@ -300,8 +300,8 @@ impl CausalLm {
         Ok(normed.values()?.clone())
     }
 
-    /// One token of each sequence through all layers by the launches that the cache keeps, from its embedding `[B, 1, H]`
-    /// to the last norm. `None` where there are none.
+    /// One token of each sequence through all layers by the launches that the cache keeps, from its embedding
+    /// `[B, 1, H]` to the last norm. `None` where there are none.
     #[cfg(feature = "cuda")]
     fn step(&self, embedded: &Tensor, cache: &mut KvCache) -> Result<Option<Tensor>> {
         if !self.device.is_cuda() {

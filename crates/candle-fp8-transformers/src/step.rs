@@ -12,7 +12,8 @@ use crate::mlp::Mlp;
 use crate::norm::Norm;
 use crate::{KvCache, RotaryEmbedding};
 
-/// All layers and the last norm, for one token of each sequence of a cache. Keeps the memory of both, cache and weights.
+/// All layers and the last norm, for one token of each sequence of a cache. Keeps the memory of both, cache and
+/// weights.
 #[derive(Debug)]
 pub(crate) struct Step {
     launches: Launches,
@@ -35,8 +36,8 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Step {
-    /// For a model and a cache. `None` if some of the model's ops have no launch: dense linears, experts, caches that round
-    /// to E4M3, one scale for all activations; or if the device has no kernels for FP8.
+    /// For a model and a cache. `None` if some of the model's ops have no launch: dense linears, experts, caches that
+    /// round to E4M3, one scale for all activations; or if the device has no kernels for FP8.
     pub(crate) fn new(parts: &Parts<'_>, cache: &mut KvCache) -> crate::Result<Option<Self>> {
         if !candle_fp8::fp8_kernels(parts.device) {
             return Ok(None);
@@ -75,8 +76,8 @@ impl Step {
         }))
     }
 
-    /// Embeddings `[B, 1, H]` of tokens at a position → final hidden states `[B, 1, H]`, in memory that the next run writes
-    /// again.
+    /// Embeddings `[B, 1, H]` of tokens at a position → final hidden states `[B, 1, H]`, in memory that the next run
+    /// writes again.
     pub(crate) fn run(&mut self, embedded: &Tensor, position: usize) -> Result<Tensor> {
         let (batch, _, _) = embedded.dims3()?;
         let positions = Tensor::full(position as u32, batch, embedded.device())?;

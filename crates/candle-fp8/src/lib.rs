@@ -53,8 +53,8 @@
 //! the CPU. No op on FP8 can be differentiated: a backward pass that reaches one ends in an error.
 //!
 //! What a token needs beside its linears has kernels too: [`rms_norm`], [`silu_mul`] and [`attention`] on all these
-//! devices, [`rope`] on the CPU, [`rope_append`], which leaves keys and values in a cache, on CUDA. Elsewhere, and where
-//! gradients are asked for, they are composed of Candle's ops, with the same arithmetic. [`rms_norm_quantize`],
+//! devices, [`rope`] on the CPU, [`rope_append`], which leaves keys and values in a cache, on CUDA. Elsewhere, and
+//! where gradients are asked for, they are composed of Candle's ops, with the same arithmetic. [`rms_norm_quantize`],
 //! [`add_rms_norm_quantize`] and [`silu_mul_quantize`] give activations as the linears that follow take them: a
 //! [`Quantized`] serves any number of products.
 

@@ -34,8 +34,8 @@ impl PackedWeight {
         self.codes.elem_count() * DType::F8E4M3.size_in_bytes()
     }
 
-    /// Puts weights of the same K one behind the other, as one weight whose features are those of all: gives it, and the
-    /// weights as parts of its memory, in their order. One product with it is a product with each of them.
+    /// Puts weights of the same K one behind the other, as one weight whose features are those of all: gives it, and
+    /// the weights as parts of its memory, in their order. One product with it is a product with each of them.
     ///
     /// `None` where they cannot be joined: on the CPU, which gains nothing by it, if K differs, or if N of one that
     /// another follows is no multiple of 8.
@@ -161,8 +161,8 @@ mod cuda {
             let from = rows.reads(on.stream())?;
             let to = writes(&mut packed, on.stream())?;
             let from = (from.address, rows.stride);
-            // SAFETY: the weight has `n` rows that are so far apart, and there is room for its panels; both live until they
-            // are freed in the stream's order.
+            // SAFETY: the weight has `n` rows that are so far apart, and there is room for its panels; both live until
+            // they are freed in the stream's order.
             on.launched(unsafe { kernels::pack(on.stream(), from, to.address, panels, false) })?;
         }
         Ok(tensor(packed, panels.len()))

@@ -54,12 +54,12 @@ impl Merged {
     }
 }
 
-/// Lets FP8 linears of one input share a product: [`forward_shared`](crate::forward_shared) of all of them, in this order,
-/// is then one product, whose result they get parts of, and each of them is what it was.
+/// Lets FP8 linears of one input share a product: [`forward_shared`](crate::forward_shared) of all of them, in this
+/// order, is then one product, whose result they get parts of, and each of them is what it was.
 ///
 /// That is so on CUDA, where all are FP8, have the same `in`, are quantized in the same way, activations (a static
-/// `input_scale` to the bit) and weights, all or none have a bias, and every `out` but the last is a multiple of 8 and of
-/// the rows of a block. Others are given back as they are. While it runs, the weights are there twice.
+/// `input_scale` to the bit) and weights, all or none have a bias, and every `out` but the last is a multiple of 8 and
+/// of the rows of a block. Others are given back as they are. While it runs, the weights are there twice.
 ///
 /// # Errors
 /// The device has no memory left for the copy.

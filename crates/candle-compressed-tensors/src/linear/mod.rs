@@ -77,8 +77,8 @@ impl Module for CtLinear {
     }
 }
 
-/// The outputs of several linears of one input `x` `[.., in]`, such as a layer's query, key and value projections, in the
-/// order of `linears`: each what its own `forward` gives, bit for bit unless they are [merged](merge_linears).
+/// The outputs of several linears of one input `x` `[.., in]`, such as a layer's query, key and value projections, in
+/// the order of `linears`: each what its own `forward` gives, bit for bit unless they are [merged](merge_linears).
 ///
 /// Where all are FP8 and agree on how `x` is quantized and on the runs of K that share a weight scale, `x` is quantized
 /// once and one parallel section computes them all. Merged linears are one product, of which the outputs are views; its
@@ -113,8 +113,8 @@ fn products(linears: &[&CtFp8Linear], input: Input<'_>) -> Result<Vec<Tensor>> {
     scaled_mm_many(input, &weights)
 }
 
-/// How all linears of one input quantize it, if they do it in the same way: what computes the input can then quantize it,
-/// for [`forward_quantized`].
+/// How all linears of one input quantize it, if they do it in the same way: what computes the input can then quantize
+/// it, for [`forward_quantized`].
 pub fn shared_quantization(linears: &[&CtLinear]) -> Option<Quantization> {
     let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
     match fp8?.as_slice() {
@@ -143,9 +143,9 @@ pub fn forward_quantized(linears: &[&CtLinear], x: &Quantized) -> Result<Vec<Ten
     }
 }
 
-/// The products that give the outputs of FP8 linears of one input that they share: each with what the input is multiplied
-/// with, and the output features of its linears. One for [merged](merge_linears) linears, else one for each. `None` if
-/// one of the linears is dense, or takes the input in another way.
+/// The products that give the outputs of FP8 linears of one input that they share: each with what the input is
+/// multiplied with, and the output features of its linears. One for [merged](merge_linears) linears, else one for each.
+/// `None` if one of the linears is dense, or takes the input in another way.
 pub fn shared_products<'a>(linears: &[&'a CtLinear]) -> Option<Vec<(Weight<'a>, Vec<usize>)>> {
     let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
     let fp8 = fp8?;

@@ -122,15 +122,16 @@ fn launch(query: Query<'_>, memory: Memory, scratch: &Tensor) -> Result<Tensor> 
                 scratch,
                 dependent: false,
             };
-            // SAFETY: the shapes are checked; the scratch was zero before its first use, and is of this device and so of
-            // its stream; all lives until it is freed in the stream's order.
+            // SAFETY: the shapes are checked; the scratch was zero before its first use, and is of this device and so
+            // of its stream; all lives until it is freed in the stream's order.
             on.launched(unsafe { kernels::attention(on.stream(), &args) })?;
         }
         Ok(tensor(out, query.q.shape()))
     })
 }
 
-/// Keys or values `[B, Hkv, T, D]` where they lie, or a copy if rows of a head do not follow each other, or heads overlap.
+/// Keys or values `[B, Hkv, T, D]` where they lie, or a copy if rows of a head do not follow each other, or heads
+/// overlap.
 fn apart(heads: &Tensor) -> Result<Tensor> {
     let (batch, kv_heads, total, dim) = heads.dims4()?;
     let stride = heads.stride();

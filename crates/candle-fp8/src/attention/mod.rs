@@ -97,8 +97,8 @@ pub struct Cached<'a> {
 
 /// [`attention`] over the first `position + L` positions of a cache, with memory to work in.
 ///
-/// On CUDA, how the work is cut depends on the cache's capacity and not on the position, and so does the order of sums: a
-/// token's result does not depend on who knows its position, the host or the device.
+/// On CUDA, how the work is cut depends on the cache's capacity and not on the position, and so does the order of sums:
+/// a token's result does not depend on who knows its position, the host or the device.
 ///
 /// # Errors
 /// If a dtype, shape or device is not as said, the positions do not fit the cache, or `window` is 0.

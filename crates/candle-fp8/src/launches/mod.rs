@@ -17,9 +17,9 @@ const OP: &str = "launches";
 /// A fixed sequence of kernel launches on one GPU, such as a decode step of a model.
 ///
 /// Everything that the kernels read and write is in tensors that live as long as this: what changes from one run to the
-/// next, as the input and the position, is written into them before. A run allocates nothing, and from the third on it is
-/// one launch of a captured graph. On Hopper and newer, each kernel but the first starts while the one before it ends
-/// (a dependent launch).
+/// next, as the input and the position, is written into them before. A run allocates nothing, and from the third on it
+/// is one launch of a captured graph. On Hopper and newer, each kernel but the first starts while the one before it
+/// ends (a dependent launch).
 ///
 /// The first run launches the kernels one by one, which loads them; the second captures them. Kernels and arguments are
 /// the same, and so are results, to the bit.
@@ -49,8 +49,8 @@ enum Launch {
 
 struct Graph(CudaGraph);
 
-// SAFETY: the driver's graphs may be used by any thread, by one at a time. Only `Launches::run` uses this one, and has a
-// unique reference to it.
+// SAFETY: the driver's graphs may be used by any thread, by one at a time. Only `Launches::run` uses this one, and has
+// a unique reference to it.
 unsafe impl Send for Graph {}
 // SAFETY: as above: nothing uses it through a shared reference.
 unsafe impl Sync for Graph {}
@@ -210,8 +210,8 @@ impl Launches {
         !self.list.is_empty() && self.gpu.launches_dependents()
     }
 
-    /// The address of the first element of a tensor, which is kept from now on, and elements between rows: `[M, K]`, rows
-    /// dense.
+    /// The address of the first element of a tensor, which is kept from now on, and elements between rows: `[M, K]`,
+    /// rows dense.
     fn rows(&mut self, tensor: &Tensor) -> Result<(Address, usize)> {
         let (_, k) = tensor.dims2()?;
         let stride = tensor.stride();

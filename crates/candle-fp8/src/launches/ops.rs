@@ -30,8 +30,8 @@ pub struct LaunchRope<'a> {
 }
 
 impl Launches {
-    /// [`rms_norm`](crate::rms_norm) of `x [M, K]`. With a `residual [M, K]` of `x` added to it, which stays there: then
-    /// [`add_rms_norm`](crate::add_rms_norm).
+    /// [`rms_norm`](crate::rms_norm) of `x [M, K]`. With a `residual [M, K]` of `x` added to it, which stays there:
+    /// then [`add_rms_norm`](crate::add_rms_norm).
     ///
     /// # Errors
     /// If shapes or dtypes do not fit each other.

@@ -78,8 +78,8 @@ pub(super) fn rope_append(
                 values: heads(cache + (half * dtype.size_in_bytes()) as Address),
                 dependent: false,
             };
-            // SAFETY: the shapes are checked; inputs are locked while the cache is, so they are no part of it; all lives
-            // until it is freed in the stream's order.
+            // SAFETY: the shapes are checked; inputs are locked while the cache is, so they are no part of it; all
+            // lives until it is freed in the stream's order.
             on.launched(unsafe { kernels::rope_append(on.stream(), &launch) })?;
         }
         let shape = (sizes.batch, sizes.len, sizes.heads, sizes.dim);

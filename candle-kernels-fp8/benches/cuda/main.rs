@@ -2,6 +2,7 @@
 //! graph; beside them the same bytes are only read, and PyTorch multiplies, in the same run. A second table times the
 //! kernels that make a product's activations, as shares of the product.
 
+mod attention;
 mod cases;
 mod device;
 mod peer;
@@ -23,12 +24,23 @@ use clap::Parser;
 /// 8B (qkv 6144x4096 after norms, down 4096x14336 after SiLU x up). Of a quantizer alone, all of its time is extra.
 /// Launches go through 2 to 64 copies of what is read and written, 300 MB if so many are as much; with fewer rows, the
 /// L2 cache holds them all, as it mostly does in a model.
+///
+/// With --attention, times attention in BF16 over keys and values past the L2 cache, the kernel that rotates and
+/// appends before it, and both one after the other; --sweep times every kernel but the slowest.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cuda")]
 struct Args {
     /// Time norms, SiLU x up, quantizers, casts and dequantization instead of products.
     #[arg(long, conflicts_with_all = ["shapes", "scheme", "sweep", "peer"])]
     producers: bool,
+
+    /// Time attention instead of products.
+    #[arg(long, conflicts_with_all = ["producers", "shapes", "scheme", "m", "peer"])]
+    attention: bool,
+
+    /// Of attention, only layers of models whose name contains this.
+    #[arg(long, value_name = "PART", default_value = "", requires = "attention")]
+    layer: String,
 
     /// Output × input features, such as 6144x4096; a name of `--list` is one too. All of the list if none is given.
     #[arg(long = "shape", value_name = "N×K")]
@@ -93,8 +105,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         return Ok(());
     }
-    match args.producers {
-        true => producers::run(&args),
-        false => products::run(&args),
+    match (args.producers, args.attention) {
+        (true, _) => producers::run(&args),
+        (_, true) => attention::run(&args),
+        _ => products::run(&args),
     }
 }

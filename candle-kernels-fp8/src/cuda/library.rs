@@ -52,6 +52,9 @@ macro_rules! modules {
 }
 
 modules! {
+    AttentionAny = "attention_any",
+    AttentionFewRows = "attention_few_rows",
+    AttentionManyRows = "attention_many_rows",
     Cast = "cast",
     Dequantize = "dequantize",
     FakeQuantize = "fake_quantize",
@@ -59,11 +62,13 @@ modules! {
     Pad = "pad",
     Quantize = "quantize",
     RmsNorm = "rms_norm",
+    RopeAppend = "rope_append",
     SiluMul = "silu_mul",
     ScaledMmAny = "scaled_mm_any",
     ScaledMmMma = "scaled_mm_mma",
     ScaledMmSkinny = "scaled_mm_skinny",
     Probe = "probe",
+    Sm90Attention = "sm90_attention",
     Sm90ScaledMmLarge = "sm90_scaled_mm_large",
     Sm90ScaledMmSkinny = "sm90_scaled_mm_skinny",
     Sm90ScaledMmSmall = "sm90_scaled_mm_small",

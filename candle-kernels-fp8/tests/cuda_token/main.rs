@@ -2,12 +2,14 @@
 //! bits where the arithmetic is defined to the bit, and against the oracle.
 #![cfg(feature = "cuda")]
 
+mod attention;
 mod cast;
 mod chain;
 mod dequantize;
 mod pack;
 mod quantize;
 mod rms_norm;
+mod rope_append;
 mod rows;
 mod silu_mul;
 #[path = "../support_cuda/mod.rs"]

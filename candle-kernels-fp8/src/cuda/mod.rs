@@ -12,9 +12,12 @@
 //! what the kernel reads of a weight: codes, scales, bias; nor [positions](Positions) on the device, angles, or keys
 //! and values of positions before those of the call. Work before a launch that is not a dependent one is not in flight.
 
+mod argmax;
 mod attention;
 mod cast;
+mod dense_mm;
 mod dequantize;
+mod embed;
 mod error;
 mod fake_quantize;
 mod float;
@@ -32,11 +35,14 @@ mod scaled_mm;
 mod silu_mul;
 mod tensor_map;
 
+pub use argmax::{Argmax, argmax, argmax_scratch};
 pub use attention::{
     Attention, AttentionKernel, Heads, Positions, attention, attention_scratch, attention_with,
 };
 pub use cast::{cast_from_e4m3, cast_to_e4m3};
+pub use dense_mm::{DenseMm, dense_mm, dense_mm_serves};
 pub use dequantize::{Dequantize, dequantize};
+pub use embed::{Embed, embed};
 pub use error::Error;
 pub use fake_quantize::{FakeQuantize, fake_quantize};
 pub use float::Float;

@@ -139,7 +139,10 @@ mod tests {
             let (parts, each) = parts(vocab);
             assert!((1..=MOST_PARTS).contains(&parts) && each.is_multiple_of(PIECE));
             // None is empty.
-            assert!(parts * each >= vocab && (parts - 1) * each < vocab, "{vocab}");
+            assert!(
+                parts * each >= vocab && (parts - 1) * each < vocab,
+                "{vocab}"
+            );
         }
         assert_eq!(parts(128_256).0, 32);
     }

@@ -14,9 +14,9 @@ use super::{Address, Float, Gpu};
 
 /// The rows of a table `[vocab, dim]` that ids name.
 ///
-/// A table may have rows for some ids only, as when a prompt comes from elsewhere. An id that it has no row for reads
-/// nothing: its row becomes NaN, which reaches every logit of its sequence, and `unknown` becomes 1. So the host learns
-/// of it by one word that it copies with the generated ids; it clears the word itself.
+/// An id that the table has no row for reads nothing: its row becomes NaN, which reaches every logit of its sequence,
+/// and `unknown` becomes 1. So the host learns of it by one word that it copies together with the generated ids, and
+/// that it clears itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Embed {
     /// Ids.

@@ -63,11 +63,6 @@ __device__ __forceinline__ void copy_tile(uint32_t to, const CUtensorMap* from, 
                  : "memory");
 }
 
-// Arrives at a barrier that others wait at.
-__device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {
-    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 template <uint32_t D>
 struct Shared {
     static constexpr uint32_t STAGES = D == 64 ? 4 : 2, PARTS = D / COLS;

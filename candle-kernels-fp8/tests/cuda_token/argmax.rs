@@ -142,7 +142,7 @@ fn every_length() {
 fn the_first_of_equals_wherever_it_is() {
     let Some(device) = Device::get() else { return };
     let scratch = scratch(&device, 64);
-    let vocab = 20_003;
+    let vocab = 20_003usize;
     let places = [
         0, 1, 7, 8, 9, 255, 256, 257, 2047, 2048, 2049, 3999, 4000, 4001, 4002, 4008, 4095, 4096,
         4097, 8002, 8008, 12_008, 16_007, 19_999, 20_000, 20_001, 20_002,
@@ -224,15 +224,15 @@ fn special_values() {
 fn scratch_is_shared() {
     let Some(device) = Device::get() else { return };
     let scratch = scratch(&device, 32);
-    for round in 0..50 {
-        let batch = 1 + round * 7 % 32;
-        let vocab = [10, 5000, 128_256, 40_000][round % 4];
+    for turn in 0..50 {
+        let batch = 1 + turn * 7 % 32;
+        let vocab = [10, 5000, 128_256, 40_000][turn % 4];
         let place = Place {
             float: Float::F32,
             stride: vocab,
             shift: 0,
         };
-        let logits = rows(batch, vocab, Float::F32, round as u64);
+        let logits = rows(batch, vocab, Float::F32, turn as u64);
         check(&device, &scratch, &logits, place, true);
     }
 }

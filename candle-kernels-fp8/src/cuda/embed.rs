@@ -14,9 +14,9 @@ use super::{Address, Float, Gpu};
 
 /// The rows of a table `[vocab, dim]` that ids name.
 ///
-/// An id that the table has no row for reads nothing: its row becomes NaN, which reaches every logit of its sequence,
-/// and `unknown` becomes 1. So the host learns of it by one word that it copies together with the generated ids, and
-/// that it clears itself.
+/// For an id that the table has no row for, nothing outside is read: its row becomes NaN, which reaches every logit of
+/// its sequence, and `unknown` becomes 1. So the host learns of it by one word that it copies together with the
+/// generated ids, and that it clears itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Embed {
     /// Ids.

@@ -1,10 +1,10 @@
 // Products of at most 16 rows of activations with a weight in half precision: bound by the bytes of the weight.
 //
 // A block takes tiles of ROWS output features, one after the other; its warps share out K in chunks. A lane copies 16
-// neighbouring bytes of a row at a time into a ring in shared memory that is its own: nobody waits for anybody but where
-// a tile ends, and what comes of the next tile is under way meanwhile. Read back, they are what a lane gives to a tensor
-// core instruction, of which the weight is the left factor: its rows fill the instruction whatever m is. The columns
-// are tokens, and which of 16 neighbours along K is where is free, as long as both factors agree.
+// neighbouring bytes of a row at a time into a ring in shared memory that is its own: nobody waits for anybody but
+// where a tile ends, and what comes of the next tile is under way meanwhile. Read back, they are what a lane gives to a
+// tensor core instruction, of which the weight is the left factor: its rows fill the instruction whatever m is. The
+// columns are tokens, and which of 16 neighbours along K is where is free, as long as both factors agree.
 //
 // Activations come through the first-level cache, which all warps share, for each tile again: half as many bytes as
 // the weight's for 16 tokens. Sums are added in the same order for any n, m and number of blocks.
@@ -73,8 +73,8 @@ __device__ __forceinline__ void dense_mm(const DenseMm& args) {
 #pragma unroll
                 for (uint32_t p = 0; p < PIECES; p++) {
                     const bool present = k + p * PIECE < args.k;
-                    copy16(shared_address(&shared.ring[warp][slot][e][p][lane]), present ? from + p * PIECE : args.weight,
-                           present ? 16 : 0);
+                    const void* const piece = present ? from + p * PIECE : args.weight;
+                    copy16(shared_address(&shared.ring[warp][slot][e][p][lane]), piece, present ? 16 : 0);
                 }
             }
             if (++copy_step == steps) copy_step = 0, copy_tile += gridDim.x;
@@ -86,20 +86,27 @@ __device__ __forceinline__ void dense_mm(const DenseMm& args) {
     launch_dependents();
     wait_for_inputs();
 
+    // Activations of a step, zeros past the end of K and for tokens that are not there.
+    uint32_t x[TILES][PIECES][4];
+    const auto load_x = [&](uint32_t step) {
+#pragma unroll
+        for (uint32_t i = 0; i < TILES; i++) {
+            const uint32_t token = i * 8 + g, k = begin(step);
+            const T* const from = static_cast<const T*>(args.x) + token * args.x_stride + k;
+#pragma unroll
+            for (uint32_t p = 0; p < PIECES; p++) {
+#pragma unroll
+                for (uint32_t j = 0; j < 4; j++) x[i][p][j] = 0;
+                if (token < args.m && k + p * PIECE < args.k) read16(x[i][p], from + p * PIECE);
+            }
+        }
+    };
+    load_x(0);
+
     uint32_t slot = 0, parity = 0;
     for (uint32_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         float total[SETS][TILES][4] = {};
         for (uint32_t step = 0; step < steps; step++) {
-            uint32_t x[TILES][PIECES][4] = {};
-#pragma unroll
-            for (uint32_t i = 0; i < TILES; i++) {
-                const uint32_t token = i * 8 + g, k = begin(step);
-                const T* const from = static_cast<const T*>(args.x) + token * args.x_stride + k;
-#pragma unroll
-                for (uint32_t p = 0; p < PIECES; p++) {
-                    if (token < args.m && k + p * PIECE < args.k) read16(x[i][p], from + p * PIECE);
-                }
-            }
             copies_wait<DEPTH - 1>();
 #pragma unroll
             for (uint32_t p = 0; p < PIECES; p++) {
@@ -115,6 +122,8 @@ __device__ __forceinline__ void dense_mm(const DenseMm& args) {
                     }
                 }
             }
+            // Of the next step, which may be the next tile's first: under way while this warp waits for the weight.
+            load_x(step + 1 < steps ? step + 1 : 0);
             copy_next(slot);
             slot = (slot + 1) % DEPTH;
         }

@@ -34,8 +34,8 @@ pub struct Argmax {
     /// step can be replayed with no work on the host. Kernels that read positions early must not be in flight with this
     /// one: the first launch of the next step is not a dependent one, or a graph of its own.
     pub positions: Option<Address>,
-    /// [`argmax_scratch`] bytes for `batch` or more, a multiple of 16, all zero before the first use. Calls of one stream
-    /// may share it.
+    /// [`argmax_scratch`] bytes for `batch` or more, a multiple of 16, all zero before the first use. Calls of one
+    /// stream may share it.
     pub scratch: Address,
     /// Whether the launch may overlap the kernel before it: see [dependent launches](super#dependent-launches).
     pub dependent: bool,
@@ -86,7 +86,8 @@ fn parts(vocab: usize) -> (usize, usize) {
 /// If the device has no FP8 units or the driver refuses the launch.
 ///
 /// # Panics
-/// If `vocab` is 0, the stride is below it, the scratch does not start at a multiple of 16, or sizes do not fit 31 bits.
+/// If `vocab` is 0, the stride is below it, the scratch does not start at a multiple of 16, or sizes do not fit 31
+/// bits.
 ///
 /// # Safety
 /// The addresses are of memory of the stream's device, as large as the sizes say, aligned to their elements, and valid

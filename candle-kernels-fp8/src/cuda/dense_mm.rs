@@ -79,7 +79,8 @@ fn shared(tokens: usize) -> usize {
     WARPS * (DEPTH * ROWS * CHUNK_BYTES + 2 * tokens * (ROWS + 4) * 4)
 }
 
-/// Whether [`dense_mm`] takes these sizes, types and addresses. What it does not take is for a library of matrix products.
+/// Whether [`dense_mm`] takes these sizes, types and addresses. What it does not take is for a library of matrix
+/// products.
 pub fn dense_mm_serves(args: &DenseMm) -> bool {
     let multiples = [args.k, args.row_stride, args.weight_stride];
     args.m <= MOST

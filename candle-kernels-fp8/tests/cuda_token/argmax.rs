@@ -114,7 +114,7 @@ fn each_kernel() {
 }
 
 #[test]
-fn every_length() {
+fn all_lengths() {
     let Some(device) = Device::get() else { return };
     let scratch = scratch(&device, 40);
     let more = [

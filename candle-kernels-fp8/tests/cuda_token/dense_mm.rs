@@ -163,7 +163,7 @@ fn each_kernel() {
 }
 
 #[test]
-fn every_length_of_rows() {
+fn all_lengths_of_rows() {
     let Some(device) = Device::get() else { return };
     // Steps of the block are of 256, chunks of 64, pieces of 32 and of 8.
     let around = [256, 512, 1024, 1280, 2048, 4096, 14336];
@@ -178,7 +178,7 @@ fn every_length_of_rows() {
 }
 
 #[test]
-fn every_number_of_features_and_tokens() {
+fn all_numbers_of_features_and_tokens() {
     let Some(device) = Device::get() else { return };
     for n in (1..=70).chain([255, 256, 257, 1000]) {
         for m in [1, 2, 8, 9, 16] {
@@ -195,7 +195,7 @@ fn every_number_of_features_and_tokens() {
 }
 
 #[test]
-fn every_type() {
+fn all_types() {
     let Some(device) = Device::get() else { return };
     for float in HALVES {
         for out_float in FLOATS {

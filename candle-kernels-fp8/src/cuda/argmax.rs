@@ -32,7 +32,7 @@ pub struct Argmax {
     pub next: Option<Address>,
     /// Of the tokens that these logits follow, U32 `[B]`: each is increased by one. With `next`, a captured graph of a
     /// step can be replayed with no work on the host. Kernels that read positions early must not be in flight with this
-    /// one: the first launch of the next step is not a dependent one, or a graph of its own.
+    /// one: the first launch of the next step is not a dependent one, unless each step is a graph of its own.
     pub positions: Option<Address>,
     /// [`argmax_scratch`] bytes for `batch` or more, a multiple of 16, all zero before the first use. Calls of one
     /// stream may share it.

@@ -10,7 +10,8 @@
 //! launched while the one before it on the stream still runs (programmatic dependent launch, on Hopper and newer); it
 //! waits for it only before it reads activations. So the caller promises that no work in flight on the stream writes
 //! what the kernel reads of a weight: codes, scales, bias; nor [positions](Positions) on the device, angles, or keys
-//! and values of positions before those of the call. Work before a launch that is not a dependent one is not in flight.
+//! and values of positions before those of the call. Work before a launch that is not a dependent one is not in flight,
+//! so a step starts with such a launch where the one before ended with [`argmax`], which moves positions on.
 
 mod argmax;
 mod attention;

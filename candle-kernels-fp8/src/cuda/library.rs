@@ -52,11 +52,14 @@ macro_rules! modules {
 }
 
 modules! {
+    Argmax = "argmax",
     AttentionAny = "attention_any",
     AttentionFewRows = "attention_few_rows",
     AttentionManyRows = "attention_many_rows",
     Cast = "cast",
+    DenseMm = "dense_mm",
     Dequantize = "dequantize",
+    Embed = "embed",
     FakeQuantize = "fake_quantize",
     Pack = "pack",
     Pad = "pad",

@@ -10,11 +10,15 @@
 //! launched while the one before it on the stream still runs (programmatic dependent launch, on Hopper and newer); it
 //! waits for it only before it reads activations. So the caller promises that no work in flight on the stream writes
 //! what the kernel reads of a weight: codes, scales, bias; nor [positions](Positions) on the device, angles, or keys
-//! and values of positions before those of the call. Work before a launch that is not a dependent one is not in flight.
+//! and values of positions before those of the call. Work before a launch that is not a dependent one is not in flight,
+//! so a step starts with such a launch where the one before ended with [`argmax`], which moves positions on.
 
+mod argmax;
 mod attention;
 mod cast;
+mod dense_mm;
 mod dequantize;
+mod embed;
 mod error;
 mod fake_quantize;
 mod float;
@@ -32,11 +36,14 @@ mod scaled_mm;
 mod silu_mul;
 mod tensor_map;
 
+pub use argmax::{Argmax, argmax, argmax_scratch};
 pub use attention::{
     Attention, AttentionKernel, Heads, Positions, attention, attention_scratch, attention_with,
 };
 pub use cast::{cast_from_e4m3, cast_to_e4m3};
+pub use dense_mm::{DenseMm, dense_mm, dense_mm_serves};
 pub use dequantize::{Dequantize, dequantize};
+pub use embed::{Embed, embed};
 pub use error::Error;
 pub use fake_quantize::{FakeQuantize, fake_quantize};
 pub use float::Float;

@@ -46,13 +46,6 @@ __device__ __forceinline__ float4 load_fresh4(const float* from) {
     return value;
 }
 
-// Counts up to `last` and then from 0 again; orders what the block wrote before, and what it reads after.
-__device__ __forceinline__ uint32_t count(uint32_t* counter, uint32_t last) {
-    uint32_t before;
-    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
-    return before;
-}
-
 // A matrix [8, 8] of 16-bit values, two neighbours of row g in lane 4 g + t, transposed.
 __device__ __forceinline__ uint32_t transposed(uint32_t pair) {
     uint32_t result;

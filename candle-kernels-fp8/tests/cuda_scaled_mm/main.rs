@@ -205,7 +205,8 @@ fn every_size() {
     report.finish("every size");
 }
 
-/// The code of each kernel, by few and small problems: for tools under which launches take long. One K goes round every ring.
+/// The code of each kernel, by few and small problems: for tools under which launches take long. One K goes round every
+/// ring.
 #[test]
 fn each_kernel() {
     let Some(device) = Device::get() else { return };

@@ -72,6 +72,21 @@ __device__ __forceinline__ void store_float(void* array, uint64_t index, float v
     }
 }
 
+// Calls with a pointer to elements of an array's type, which is known at run time.
+template <typename Call>
+__device__ __forceinline__ void with_type(void* array, Float type, Call&& call) {
+    switch (type) {
+    case BF16: return call(static_cast<__nv_bfloat16*>(array));
+    case F16: return call(static_cast<__half*>(array));
+    default: return call(static_cast<float*>(array));
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_as(T* array, uint64_t index, float value) {
+    array[index] = from_f32<T>(value);
+}
+
 // Two neighbours of a half-precision type, the first one in the lower half.
 __device__ __forceinline__ uint32_t pack2(float low, float high, Float type) {
     if (type == BF16) {

@@ -14,6 +14,11 @@ __device__ __forceinline__ T& aligned_shared() {
     return *reinterpret_cast<T*>(memory + (1024 - shared_address(memory) % 1024) % 1024);
 }
 
+// Has the L2 cache fetch a line.
+__device__ __forceinline__ void prefetch_line(const void* line) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+}
+
 // --- Barriers in shared memory ---
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
@@ -72,6 +77,20 @@ __device__ __forceinline__ float2 load_shared2(uint32_t from) {
 // A barrier of `threads` threads of the block; 0 is that of __syncthreads.
 __device__ __forceinline__ void named_barrier(uint32_t id, uint32_t threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Arrives without waiting for the others.
+__device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// Whether this is the one thread of a warp, all of which ask. The compiler then knows that it is one: where it only sees a
+// condition on the lane, it puts a loop over lanes around each copy, which takes longer than the copy.
+__device__ __forceinline__ bool elect_one() {
+    uint32_t elected;
+    asm volatile("{ .reg .pred elected; elect.sync _|elected, 0xffffffff; selp.u32 %0, 1, 0, elected; }"
+                 : "=r"(elected));
+    return elected;
 }
 
 __device__ __forceinline__ uint32_t cluster_rank() {

@@ -13,9 +13,9 @@
 
 constexpr uint32_t DEPTH = 128, PAIR = 2, GROUP = 2048; // GROUP: tokens whose tiles are computed together
 constexpr uint32_t CONSUMERS = 2, WARPGROUP = 128;
-constexpr uint32_t SUPPLIERS = CONSUMERS * 32; // threads that load scales: one for the four that hold the same rows
+constexpr uint32_t SUPPLIERS = CONSUMERS; // warps that load scales
 
-// A supplier's scales of a step: of its rows of each product.
+// Scales of a step for four threads that hold sums of the same rows: of those rows of each product.
 template <uint32_t PRODUCTS>
 struct alignas(8 * PRODUCTS) PartScales {
     float row[PRODUCTS * 2];
@@ -36,7 +36,7 @@ struct Shared {
     alignas(1024) uint8_t x[STAGES][ROWS][DEPTH];
     alignas(1024) uint8_t weight[STAGES][COLS][DEPTH];
     alignas(16) uint16_t results[CONSUMERS * 4][16][PART + PAD]; // of a warp: 16 rows
-    PartScales<PRODUCTS> part_scales[STAGES][RUNS][SUPPLIERS];
+    PartScales<PRODUCTS> part_scales[STAGES][RUNS][CONSUMERS * 32];
     float scales[CONSUMERS][COLS], bias[CONSUMERS][COLS], row_scales[CONSUMERS][GROUP_ROWS];
     uint64_t full[STAGES], empty[STAGES];
 };
@@ -86,9 +86,9 @@ __device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const Scaled
     }
 }
 
-// Puts scales into the ring: a warp those of the rows of a group. A line of memory holds scales of many steps and few rows,
-// and each that a load touches takes time which copies and products want, too: so a lane loads four steps at once, of
-// every 16th row, its neighbour the next four steps.
+// Puts scales into the ring: a warp those of a group's rows. A line of memory holds scales of many steps, but of few
+// rows, and each line that a load touches takes time which copies and products want, too. So a lane loads four steps at
+// once, of each 16th row, its neighbour the four that follow: eight steps are the least that memory gives.
 template <uint32_t ROWS, uint32_t COLS>
 __device__ __forceinline__ void supply(Shared<ROWS, COLS>& shared, const ScaledMm& args, uint32_t rank,
                                        uint32_t group) {
@@ -356,7 +356,7 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
         prefetch_map(&x);
         prefetch_map(&weight);
         for (uint32_t i = 0; i < shared.STAGES; i++) {
-            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + SUPPLIERS / 32 : 1);
+            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + SUPPLIERS : 1);
             barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * PAIR); // warps
         }
         barrier_init_fence();
@@ -369,10 +369,10 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
     static_assert(FEW_REGISTERS % 8 == 0 && REGISTERS % 8 == 0);
     if (threadIdx.x < WARPGROUP) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW_REGISTERS));
-        if (threadIdx.x == 0) {
+        if (threadIdx.x == 0) { // elect_one would make this 3% slower where tiles are 128 x 128
             produce(shared, args, x, weight, rank);
-        } else if (BLOCK && threadIdx.x >= WARPGROUP - SUPPLIERS) {
-            supply(shared, args, rank, (threadIdx.x - (WARPGROUP - SUPPLIERS)) / 32);
+        } else if (BLOCK && threadIdx.x >= WARPGROUP - SUPPLIERS * 32) {
+            supply(shared, args, rank, threadIdx.x / 32 - (WARPGROUP / 32 - SUPPLIERS));
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));

@@ -1,10 +1,9 @@
 // Products with at most 64 rows of activations, on Hopper: bound by the bytes of the weight.
 //
-// A block takes tiles of `rows` output features, at most 64, over all of K, so many that every multiprocessor gets
-// about the same number of bytes. One warp copies the tile in boxes of 128 codes along K, with the activations beside
-// them, into a ring; two warpgroups take turns with its stages. The weight is the left factor of the instruction, whose
-// 64 rows may reach past the box into whatever lies behind it: sums of those rows are not stored. Where scales change
-// along K, one more warp copies them into the ring.
+// A block takes tiles of `rows` output features, at most 64, over all of K. One warp copies the tile in boxes of 128 codes
+// along K, with the activations beside them, into a ring; of each stage, two warpgroups multiply half of the boxes each.
+// The weight is the left factor of the instruction, whose 64 rows may reach past the box into whatever lies behind it:
+// sums of those rows are not stored. Where scales change along K, one more warp copies them into the ring.
 // Of a weight in rows, each box is a copy. Of one in panels, all boxes of a stage are one copy, or those of each panel
 // are: bytes that follow each other, for which no tensor map has to be fetched before the first of them can be asked
 // for. The activations of a stage are one copy too, if no box goes past the end of K: copies are few, since a start
@@ -18,9 +17,9 @@
 constexpr uint32_t DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128, MOST_STAGES = 16, MOST_ROWS = 64;
 constexpr uint32_t PRODUCER = CONSUMERS * WARPGROUP;
 
-// Boxes of a stage, and blocks that share activations.
-template <uint32_t TOKENS>
-constexpr uint32_t BOXES = TOKENS <= 32 ? 4 : 2;
+// Boxes of a stage: long copies, where scales do not have to come along. Blocks that share activations.
+template <uint32_t TOKENS, bool BLOCK>
+constexpr uint32_t BOXES = TOKENS <= 16 && !BLOCK ? 8 : TOKENS <= 32 ? 4 : 2;
 template <uint32_t TOKENS>
 constexpr uint32_t BLOCKS = TOKENS <= 32 ? 1 : 2;
 
@@ -39,9 +38,9 @@ struct alignas(1024) Shared {
 // Where the stages of the ring are: BOXES boxes of the weight [rows, 128] for each, then as many of activations
 // [TOKENS, 128], then, where they change along K, scales of boxes: of MOST_ROWS features and of tokens. In a stage, boxes
 // of a weight in rows follow each other; in panels, those of each eight rows do.
-template <uint32_t TOKENS>
+template <uint32_t TOKENS, bool BLOCK>
 struct Ring {
-    static constexpr uint32_t BOXES = ::BOXES<TOKENS>;
+    static constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>;
     uint32_t first, rows, stages;
     uint32_t box, eight; // bytes from a box of the weight to the next, and from eight of its rows to the next eight
 
@@ -67,21 +66,28 @@ struct Work {
           boxes((args.k + DEPTH - 1) / DEPTH), turns((boxes + boxes_of_turn - 1) / boxes_of_turn) {}
 };
 
-// `pieces`: whether a weight in panels comes panel by panel, without its map.
-template <uint32_t TOKENS>
-__device__ __forceinline__ void produce(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
-                                        const CUtensorMap& x, const CUtensorMap& weight, const Ring<TOKENS>& ring,
-                                        bool pieces, bool dependent) {
-    constexpr uint32_t BOXES = ::BOXES<TOKENS>, SHARE = TOKENS / BLOCKS<TOKENS>;
-    const uint32_t rank = blockIdx.x % BLOCKS<TOKENS>;
-    auto full = [&](uint32_t stage) { return shared_address(&shared.full[stage]); };
-    // The map of the activations is [boxes, rows, 128] then, and boxes that they do not have are zeros, and count. Halves
-    // of boxes do not follow each other.
-    const bool whole = BLOCKS<TOKENS> == 1 && args.k % DEPTH == 0;
+// What one thread does: it copies weights and activations into the ring.
+template <uint32_t TOKENS, bool BLOCK>
+struct Producer {
+    static constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>, SHARE = TOKENS / BLOCKS<TOKENS>;
+    Shared<TOKENS>& shared;
+    const ScaledMm& args;
+    const Work& work;
+    const CUtensorMap &x, &weight;
+    const Ring<TOKENS, BLOCK>& ring;
+    bool pieces; // whether a weight in panels comes panel by panel, without its map
+
+    __device__ __forceinline__ uint32_t full(uint32_t stage) const { return shared_address(&shared.full[stage]); }
+    // Turns that the ring has room for.
+    __device__ __forceinline__ uint32_t ahead() const { return min(ring.stages, work.turns); }
+    // Whether the map of the activations is [boxes, rows, 128]. Boxes that they do not have are zeros then, and count.
+    // Halves of boxes do not follow each other.
+    __device__ __forceinline__ bool whole() const { return BLOCKS<TOKENS> == 1 && args.k % DEPTH == 0; }
+
     // Also has the stage wait for the activations.
-    auto copy_weight = [&](uint32_t stage, uint32_t tile, uint32_t turn) {
+    __device__ __forceinline__ void copy_weight(uint32_t stage, uint32_t tile, uint32_t turn) const {
         const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
-        const uint32_t x_bytes = (whole ? BOXES : boxes) * TOKENS * DEPTH;
+        const uint32_t x_bytes = (whole() ? BOXES : boxes) * TOKENS * DEPTH;
         const uint32_t panel = tile * (ring.rows / PANEL_ROWS);
         if (pieces) {
             // Neither panels nor boxes that the weight does not have.
@@ -107,13 +113,14 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const ScaledMm& 
                 copy_tile(to, &weight, (turn * BOXES + box) * DEPTH, tile * ring.rows, full(stage));
             }
         }
-    };
-    auto copy_x = [&](uint32_t stage, uint32_t turn) {
-        if (whole) {
+    }
+
+    __device__ __forceinline__ void copy_x(uint32_t stage, uint32_t turn) const {
+        if (whole()) {
             copy_tile(ring.x(stage, 0), &x, 0, 0, turn * BOXES, full(stage));
             return;
         }
-        const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
+        const uint32_t rank = blockIdx.x % BLOCKS<TOKENS>, boxes = min(BOXES, work.boxes - turn * BOXES);
 #pragma unroll 1
         for (uint32_t box = 0; box < boxes; box++) {
             const uint32_t to = ring.x(stage, box) + rank * SHARE * DEPTH, k = (turn * BOXES + box) * DEPTH;
@@ -123,39 +130,67 @@ __device__ __forceinline__ void produce(Shared<TOKENS>& shared, const ScaledMm& 
                 copy_tile_to(to, &x, k, rank * SHARE, full(stage), (1 << BLOCKS<TOKENS>) - 1);
             }
         }
-    };
-    // Weights are there already; activations may still be in the making. Where they are not, they go along with the
-    // weights: behind all of them they would come late.
-    const uint32_t ahead = min(ring.stages, work.turns);
-    for (uint32_t turn = 0; turn < ahead; turn++) {
-        copy_weight(turn, work.first, turn);
-        if (!dependent) copy_x(turn, turn);
     }
-    if (dependent) {
-        wait_for_inputs();
-        for (uint32_t turn = 0; turn < ahead; turn++) copy_x(turn, turn);
+
+    // Fills the ring. Weights are there already; activations may still be in the making. Where they are not, they go along
+    // with the weights: behind all of them they would come late.
+    __device__ __forceinline__ void begin(bool dependent) const {
+        for (uint32_t turn = 0; turn < ahead(); turn++) {
+            copy_weight(turn, work.first, turn);
+            if (!dependent) copy_x(turn, turn);
+        }
+        if (dependent) {
+            wait_for_inputs();
+            for (uint32_t turn = 0; turn < ahead(); turn++) copy_x(turn, turn);
+        }
     }
-    uint32_t stage = ahead % ring.stages, lap = ahead / ring.stages;
-    for (uint32_t tile = work.first; tile < work.end; tile += work.step) {
-        for (uint32_t turn = tile == work.first ? ahead : 0; turn < work.turns; turn++) {
+
+    __device__ __forceinline__ void go_on() const {
+        uint32_t stage = ahead() % ring.stages, lap = ahead() / ring.stages;
+        for (uint32_t tile = work.first; tile < work.end; tile += work.step) {
+            for (uint32_t turn = tile == work.first ? ahead() : 0; turn < work.turns; turn++) {
+                if (lap > 0) barrier_wait(shared_address(&shared.empty[stage]), (lap - 1) % 2);
+                copy_weight(stage, tile, turn);
+                copy_x(stage, turn);
+                if (++stage == ring.stages) stage = 0, lap++;
+            }
+        }
+        // The block stays until others have freed all stages here: nobody arrives at the barriers of a block that is gone.
+        for (uint32_t i = 0; BLOCKS<TOKENS> > 1 && i < ring.stages; i++) {
             if (lap > 0) barrier_wait(shared_address(&shared.empty[stage]), (lap - 1) % 2);
-            copy_weight(stage, tile, turn);
-            copy_x(stage, turn);
             if (++stage == ring.stages) stage = 0, lap++;
         }
     }
-    // The block stays until others have freed all stages here: nobody arrives at the barriers of a block that is gone.
-    for (uint32_t i = 0; BLOCKS<TOKENS> > 1 && i < ring.stages; i++) {
-        if (lap > 0) barrier_wait(shared_address(&shared.empty[stage]), (lap - 1) % 2);
-        if (++stage == ring.stages) stage = 0, lap++;
+};
+
+// Has the L2 cache fetch what the first copies will be of, a line a thread: they start only when barriers are set up.
+template <uint32_t TOKENS, bool BLOCK>
+__device__ __forceinline__ void fetch_ahead(const ScaledMm& args, uint32_t rows) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>, LINES = BOXES * PANEL_ROWS; // LINES: of eight rows in a stage
+    const uint32_t eight = threadIdx.x / LINES * PANEL_ROWS, line = threadIdx.x % LINES;
+    const uint32_t row = args.panels ? 0 : line / BOXES, at = args.panels ? line : line % BOXES;
+    const uint32_t first = blockIdx.x * rows + eight;
+    if (eight < rows && first + PANEL_ROWS <= args.n && args.k >= BOXES * DEPTH) {
+        prefetch_line(args.weight + uint64_t(first + row) * args.weight_stride + at * DEPTH);
+    }
+}
+
+// The same of the weight's scales, which the first sums wait for. By a warp.
+__device__ __forceinline__ void fetch_scales_ahead(const ScaledMm& args, uint32_t rows) {
+    constexpr uint32_t LINE = 128 / sizeof(float);
+    const uint32_t first = min(blockIdx.x * rows, args.n - 1), last = min(first + rows, args.n) - 1;
+    const uint32_t begin = quotient(first, args.weight_scale_rows), end = quotient(last, args.weight_scale_rows);
+    for (uint32_t i = threadIdx.x % 32 * LINE; i < args.weight_scale_row; i += 32 * LINE) {
+        prefetch_line(args.weight_scales + uint64_t(begin) * args.weight_scale_row + i);
+        if (end != begin) prefetch_line(args.weight_scales + uint64_t(end) * args.weight_scale_row + i);
     }
 }
 
 // Copies scales into the ring. A lane takes one of the boxes, and each LANE_ROWSth row.
-template <uint32_t TOKENS>
+template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
-                                       const Ring<TOKENS>& ring) {
-    constexpr uint32_t BOXES = ::BOXES<TOKENS>, LANE_ROWS = 32 / BOXES;
+                                       const Ring<TOKENS, BLOCK>& ring) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>, LANE_ROWS = 32 / BOXES;
     const uint32_t row = threadIdx.x % 32 / BOXES, box = threadIdx.x % BOXES;
     wait_for_inputs();
     uint32_t stage = 0, lap = 0;
@@ -191,13 +226,12 @@ __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& a
 
 template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
-                                        const Ring<TOKENS>& ring) {
-    constexpr uint32_t BOXES = ::BOXES<TOKENS>;
+                                        const Ring<TOKENS, BLOCK>& ring) {
+    constexpr uint32_t BOXES = ::BOXES<TOKENS, BLOCK>, OWN = BOXES / CONSUMERS;
     // The same in all lanes, as the compiler sees by this.
     const uint32_t group = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0), thread = threadIdx.x % WARPGROUP;
     const uint32_t warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-    // The ring has an even number of stages, so a warpgroup's turns are always on the same ones.
-    uint32_t stage = group, lap = 0, turn = group, parity = 0;
+    uint32_t stage = 0, lap = 0, parity = 0;
     for (uint32_t tile = work.first; tile < work.end; tile += work.step) {
         const uint32_t first = tile * ring.rows;
         // In the end a thread stores results of one feature. What that takes is loaded now.
@@ -212,28 +246,31 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
         }
 
         float total[TOKENS / 2] = {};
-        for (; turn < work.turns; turn += CONSUMERS) {
+        for (uint32_t turn = 0; turn < work.turns; turn++) {
             barrier_wait(shared_address(&shared.full[stage]), lap % 2);
-            const uint32_t boxes = min(BOXES, work.boxes - turn * BOXES);
-            // The tensor cores keep few bits of a sum: each box has its own.
-            float parts[BOXES][TOKENS / 2];
+            // The tensor cores keep few bits of a sum: each box has its own. Products of one box wait for each other.
+            const uint32_t first_box = group * OWN;
+            float parts[OWN][TOKENS / 2];
 #pragma unroll
-            for (uint32_t box = 0; box < BOXES; box++) hold(parts[box]);
+            for (uint32_t box = 0; box < OWN; box++) hold(parts[box]);
             products_fence();
 #pragma unroll
-            for (uint32_t box = 0; box < BOXES; box++) {
-                // Past the end of K this multiplies what the stage held before; the sums are not used.
-                const uint64_t a = tile_descriptor(ring.weight(stage) + box * ring.box, ring.eight);
-                const uint64_t b = tile_descriptor(ring.x(stage, box));
+            for (uint32_t k = 0; k < 4; k++) {
 #pragma unroll
-                for (uint32_t k = 0; k < 4; k++) multiply<TOKENS>(parts[box], a + 2 * k, b + 2 * k, k > 0);
+                for (uint32_t box = 0; box < OWN; box++) {
+                    // Past the end of K this multiplies what the stage held before; the sums are not used.
+                    const uint32_t weight = ring.weight(stage) + (first_box + box) * ring.box;
+                    const uint64_t a = tile_descriptor(weight, ring.eight);
+                    const uint64_t b = tile_descriptor(ring.x(stage, first_box + box));
+                    multiply<TOKENS>(parts[box], a + 2 * k, b + 2 * k, k > 0);
+                }
             }
             products_commit();
-            float of_rows[BOXES][2];
-            float2 of_tokens[BOXES][TOKENS / 8];
+            float of_rows[OWN][2];
+            float2 of_tokens[OWN][TOKENS / 8];
 #pragma unroll
-            for (uint32_t box = 0; BLOCK && box < BOXES; box++) {
-                const uint32_t scales = ring.scales(stage, box);
+            for (uint32_t box = 0; BLOCK && box < OWN; box++) {
+                const uint32_t scales = ring.scales(stage, first_box + box);
 #pragma unroll
                 for (uint32_t i = 0; i < 2; i++) of_rows[box][i] = load_shared(scales + (warp * 16 + i * 8 + g) * 4);
 #pragma unroll
@@ -249,9 +286,9 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
                 if (lane < BLOCKS<TOKENS>) barrier_arrive_at(shared_address(&shared.empty[stage]), lane);
             }
 #pragma unroll
-            for (uint32_t box = 0; box < BOXES; box++) {
+            for (uint32_t box = 0; box < OWN; box++) {
                 hold(parts[box]);
-                if (box < boxes) {
+                if (turn * BOXES + first_box + box < work.boxes) {
 #pragma unroll
                     for (uint32_t i = 0; i < TOKENS / 2; i++) {
                         float part = parts[box][i];
@@ -263,10 +300,8 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
                     }
                 }
             }
-            stage += CONSUMERS;
-            if (stage >= ring.stages) stage -= ring.stages, lap++;
+            if (++stage == ring.stages) stage = 0, lap++;
         }
-        turn -= work.turns;
 
         if (shared.TILES == 1) named_barrier(1, CONSUMERS * WARPGROUP); // the last tile's are not needed any more
         auto& sums = shared.sums[parity % shared.TILES];
@@ -276,14 +311,19 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
             sums[group][i / 4 * 8 + t * 2 + i % 2][warp * 16 + i / 2 % 2 * 8 + g] = total[i];
         }
         named_barrier(1, CONSUMERS * WARPGROUP);
-        for (uint32_t token = threadIdx.x / MOST_ROWS; token < args.m; token += CONSUMERS * WARPGROUP / MOST_ROWS) {
-            float sum = sums[0][token][row] + sums[1][token][row];
-            if constexpr (!BLOCK) sum *= shared.token_scales[token] * feature_scale;
-            if (row < ring.rows && first + row < args.n) {
-                store_float(args.out, uint64_t(token) * args.n + first + row, sum + bias, args.out_float);
+        auto store = [&](auto* out) {
+            constexpr uint32_t TOGETHER = CONSUMERS * WARPGROUP / MOST_ROWS;
+#pragma unroll(TOKENS / TOGETHER < 4 ? TOKENS / TOGETHER : 4)
+            for (uint32_t i = 0; i < TOKENS / TOGETHER; i++) {
+                const uint32_t token = i * TOGETHER + threadIdx.x / MOST_ROWS;
+                float sum = sums[0][token][row] + sums[1][token][row];
+                if constexpr (!BLOCK) sum *= shared.token_scales[token] * feature_scale;
+                if (token < args.m && row < ring.rows && first + row < args.n) {
+                    store_as(out, uint64_t(token) * args.n + first + row, sum + bias);
+                }
             }
-        }
-        __syncwarp();
+        };
+        with_type(args.out, args.out_float, store);
     }
 }
 
@@ -291,30 +331,49 @@ template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight,
                                        uint32_t rows, uint32_t stages, bool pieces, bool dependent) {
     auto& shared = aligned_shared<Shared<TOKENS>>();
-    const Ring<TOKENS> ring(shared_address(&shared + 1), rows, stages, args.panels);
-    if (threadIdx.x == PRODUCER) {
-        if (!pieces) prefetch_map(&weight);
-        prefetch_map(&x);
+    const Ring<TOKENS, BLOCK> ring(shared_address(&shared + 1), rows, stages, args.panels);
+    if (threadIdx.x < PRODUCER) {
+        fetch_ahead<TOKENS, BLOCK>(args, rows);
+    } else if (BLOCK && threadIdx.x >= PRODUCER + 32) {
+        fetch_scales_ahead(args, rows);
+    }
+    // The same in all lanes, as the compiler sees by this.
+    const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
+    const bool producer = warp == PRODUCER / 32;
+    // Two threads set the barriers up: the one that copies waits for no other before its first copies.
+    if (producer && elect_one()) {
+        for (uint32_t i = 0; i < stages; i++) barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + 32 : 1);
+        barrier_init_fence();
+    } else if (warp == 0 && elect_one()) {
         for (uint32_t i = 0; i < stages; i++) {
-            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + 32 : 1);
-            barrier_init(shared_address(&shared.empty[i]), 4 * BLOCKS<TOKENS>); // warps
+            barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * BLOCKS<TOKENS>); // warps
         }
         barrier_init_fence();
+    } else if (warp == 1 && elect_one()) {
+        if (!pieces) prefetch_map(&weight);
+        prefetch_map(&x);
     }
-    if constexpr (BLOCKS<TOKENS> == 1) {
-        __syncthreads();
-    } else {
-        __syncwarp();
+    __syncwarp();
+    if constexpr (BLOCKS<TOKENS> > 1) {
         cluster_barrier_relaxed();
+    } else if (producer) {
+        named_barrier_arrive(2, THREADS<BLOCK>);
+    } else {
+        named_barrier(2, THREADS<BLOCK>);
     }
     launch_dependents();
-    const Work work(args, rows, BOXES<TOKENS>, BLOCKS<TOKENS>);
-    if (threadIdx.x < PRODUCER) {
+    const Work work(args, rows, BOXES<TOKENS, BLOCK>, BLOCKS<TOKENS>);
+    if (producer) {
+        const Producer<TOKENS, BLOCK> producer{shared, args, work, x, weight, ring, pieces};
+        if (elect_one()) producer.begin(dependent);
+        __syncwarp();
+        if (BLOCKS<TOKENS> == 1) named_barrier(3, PRODUCER + 32);
+        if (elect_one()) producer.go_on();
+    } else if (threadIdx.x < PRODUCER) {
+        if (BLOCKS<TOKENS> == 1) named_barrier_arrive(3, PRODUCER + 32);
         consume<TOKENS, BLOCK>(shared, args, work, ring);
-    } else if (threadIdx.x == PRODUCER) {
-        produce<TOKENS>(shared, args, work, x, weight, ring, pieces, dependent);
-    } else if (BLOCK && threadIdx.x >= PRODUCER + 32) {
-        supply<TOKENS>(shared, args, work, ring);
+    } else if (BLOCK) {
+        supply<TOKENS, BLOCK>(shared, args, work, ring);
     }
 }
 

@@ -50,14 +50,14 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
     // Weights are there already; activations may still be in the making. Where they are not, they go along with the
     // weights: behind all of them they would come late.
     const uint32_t ahead = min(STAGES, steps);
-    if (lane == 0) {
+    if (elect_one()) {
         for (uint32_t step = 0; step < ahead; step++) {
             copy_weight(step, step);
             if (!dependent) copy_x(step, step);
         }
     }
     wait_for_inputs();
-    if (lane == 0 && dependent) {
+    if (dependent && elect_one()) {
         for (uint32_t step = 0; step < ahead; step++) copy_x(step, step);
     }
     for (uint32_t i = lane; !BLOCK && i < COLS; i += 32) {
@@ -67,7 +67,7 @@ __device__ __forceinline__ void produce(Shared<COLS>& shared, const ScaledMm& ar
     for (uint32_t step = 0; step < steps; step++) {
         if (step >= STAGES) {
             barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
-            if (lane == 0) {
+            if (elect_one()) {
                 copy_weight(stage, step);
                 copy_x(stage, step);
             }
@@ -94,7 +94,7 @@ __device__ __forceinline__ void supply(Shared<COLS>& shared, const ScaledMm& arg
         if (lane == 0) barrier_arrive(shared_address(&shared.full[stage]));
         if (++stage == STAGES) stage = 0, phase ^= 1;
     };
-    supply_scales<4, (COLS <= 64)>(args, tokens, row, share.begin, share.end, give);
+    supply_scales<(COLS <= 64)>(args, tokens, row, share.begin, share.end, give);
 }
 
 template <uint32_t COLS, bool BLOCK>

@@ -108,7 +108,7 @@ __device__ __forceinline__ void store(uint16_t (&results)[PART][GROUP_FEATURES],
     }
 }
 
-template <typename T, uint32_t FEATURES, uint32_t TOKENS, bool BLOCK, uint32_t AT_ONCE, typename W>
+template <typename T, uint32_t FEATURES, uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void consume(Shared<FEATURES, TOKENS>& shared, const ScaledMm& args, uint32_t rank) {
     using Sizes = Shared<FEATURES, TOKENS>;
     const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
@@ -131,19 +131,14 @@ __device__ __forceinline__ void consume(Shared<FEATURES, TOKENS>& shared, const 
         const uint32_t row = min(feature, args.n - 1);
         auto step_scale = [&](uint32_t step) { return weight_scale(args, row, step * DEPTH); };
         float total[TOKENS / 2];
-        W widen;
-        multiply_tiles<T, PAIR, BLOCK, AT_ONCE>(shared.ring, shared.weights, shared.xs, weight_at, x_at, group, steps,
-                                                total, widen, step_scale);
-#pragma unroll
-        for (uint32_t c = 0; c < 2; c++) {
-            if (widen.met_nan(c)) scale[c] = __int_as_float(0x7fffffff);
-        }
+        multiply_tiles<T, PAIR, BLOCK>(shared.ring, shared.weights, shared.xs, weight_at, x_at, group, steps, total,
+                                       step_scale);
         auto result = [&](uint32_t i) { return fmaf(total[i], scale[i / 2 % 2], bias[i / 2 % 2]); };
         store<TOKENS>(shared.results[group], args, token, feature, group, result);
     });
 }
 
-template <typename T, uint32_t FEATURES, uint32_t TOKENS, bool BLOCK, uint32_t AT_ONCE, typename W>
+template <typename T, uint32_t FEATURES, uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void values(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight) {
     using Sizes = Shared<FEATURES, TOKENS>;
     constexpr uint32_t GROUPS = FEATURES / GROUP_FEATURES;
@@ -164,12 +159,13 @@ __device__ __forceinline__ void values(const ScaledMm& args, const CUtensorMap& 
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 40 : 32));
         const Tiles<FEATURES, TOKENS> tiles(args);
         const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
-        if (threadIdx.x == 0) {
+        const uint32_t warp = threadIdx.x / 32;
+        if (warp == 0 && elect_one()) {
             Place<Sizes::WEIGHT_STAGES> at;
             tiles.each(rank, [&](uint32_t, uint32_t feature) {
                 copy_weights(shared.ring.weight, shared.weights, at, args, weight, feature, 0, steps);
             });
-        } else if (threadIdx.x == 32) {
+        } else if (warp == 1 && elect_one()) {
             Place<Sizes::X_STAGES> at;
             tiles.each(rank, [&](uint32_t token, uint32_t) {
                 copy_x<PAIR>(shared.ring.x, shared.xs, at, x, token, 0, steps, rank);
@@ -177,36 +173,27 @@ __device__ __forceinline__ void values(const ScaledMm& args, const CUtensorMap& 
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(GROUPS == 2 ? 232 : 160));
-        consume<T, FEATURES, TOKENS, BLOCK, AT_ONCE, W>(shared, args, rank);
+        consume<T, FEATURES, TOKENS, BLOCK>(shared, args, rank);
     }
     __syncwarp();
     // The other block may still copy into this one's memory and arrive at its barriers.
     cluster_barrier();
 }
 
-#define VALUES(NAME, T, FEATURES, TOKENS, SUFFIX, BLOCK, AT_ONCE, W)                                                   \
+#define VALUES(NAME, T, FEATURES, TOKENS, SUFFIX, BLOCK)                                                               \
     extern "C" __global__ void __launch_bounds__((FEATURES / GROUP_FEATURES + 1) * WARPGROUP, 1)                       \
         scaled_mm_sm90_values_##NAME##_##FEATURES##x##TOKENS##SUFFIX(                                                  \
             const __grid_constant__ ScaledMm args, const __grid_constant__ CUtensorMap x,                              \
             const __grid_constant__ CUtensorMap weight) {                                                              \
-        values<T, FEATURES, TOKENS, BLOCK, AT_ONCE, W>(args, x, weight);                                               \
+        values<T, FEATURES, TOKENS, BLOCK>(args, x, weight);                                                           \
     }
 
 #define VALUES_OF(NAME, T)                                                                                             \
-    VALUES(NAME, T, 128, 256, , false, 2, Widen<T>)                                                                    \
-    VALUES(NAME, T, 192, 128, , false, 2, Widen<T>)                                                                    \
-    VALUES(NAME, T, 128, 128, , false, 2, Widen<T>)                                                                    \
-    VALUES(NAME, T, 192, 64, , false, 2, Widen<T>)                                                                     \
-    VALUES(NAME, T, 128, 128, _block, true, 2, Widen<T>)
+    VALUES(NAME, T, 128, 256, , false)                                                                                 \
+    VALUES(NAME, T, 192, 128, , false)                                                                                 \
+    VALUES(NAME, T, 128, 128, , false)                                                                                 \
+    VALUES(NAME, T, 192, 64, , false)                                                                                  \
+    VALUES(NAME, T, 128, 128, _block, true)
 
 VALUES_OF(bf16, __nv_bfloat16)
 VALUES_OF(f16, __half)
-
-// Other ways to widen, to be compared.
-#define OTHER_VALUES(FEATURES, TOKENS)                                                                                 \
-    VALUES(bf16, __nv_bfloat16, FEATURES, TOKENS, _1, false, 1, Widen<__nv_bfloat16>)                                  \
-    VALUES(bf16, __nv_bfloat16, FEATURES, TOKENS, _4, false, 4, Widen<__nv_bfloat16>)                                  \
-    VALUES(bf16, __nv_bfloat16, FEATURES, TOKENS, _converted, false, 2, WidenByConversion)
-
-OTHER_VALUES(128, 256)
-OTHER_VALUES(192, 128)

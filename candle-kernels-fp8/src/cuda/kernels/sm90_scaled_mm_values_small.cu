@@ -34,17 +34,8 @@ __device__ __forceinline__ void consume(Shared<TOKENS>& shared, const ScaledMm& 
     const uint32_t feature = min(row + group * GROUP_FEATURES, args.n - 1);
     auto step_scale = [&](uint32_t step) { return weight_scale(args, feature, (share.begin + step) * DEPTH); };
     float total[TOKENS / 2];
-    Widen<T> widen;
-    multiply_tiles<T, 1, BLOCK, 2>(shared.ring, shared.weights, shared.xs, weight_at, x_at, group,
-                                   share.end - share.begin, total, widen, step_scale);
-#pragma unroll
-    for (uint32_t c = 0; c < 2; c++) {
-        const bool met_nan = widen.met_nan(c);
-#pragma unroll
-        for (uint32_t i = 0; i < TOKENS / 2; i++) {
-            if (met_nan && i / 2 % 2 == c) total[i] = __int_as_float(0x7fffffff);
-        }
-    }
+    multiply_tiles<T, 1, BLOCK>(shared.ring, shared.weights, shared.xs, weight_at, x_at, group, share.end - share.begin,
+                                total, step_scale);
     wait_for_inputs(); // whoever wrote or read the results' memory before is done
     // The sums take the place of the tiles.
     named_barrier(1, CONSUMERS * WARPGROUP);
@@ -74,19 +65,19 @@ __device__ __forceinline__ void values_small(const ScaledMm& args, const CUtenso
     const Features features(args, row, !BLOCK);
     __syncthreads();
     launch_dependents();
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const uint32_t warp = threadIdx.x / 32;
     if (warp < CONSUMERS * 4) {
         consume<T, TOKENS, BLOCK>(shared, args, share, row);
     } else if (warp == CONSUMERS * 4) {
         // Weights are there already; activations may still be in the making.
         Place<Shared<TOKENS>::WEIGHT_STAGES> at;
-        if (lane == 0) {
+        if (elect_one()) {
             copy_weights(shared.ring.weight, shared.weights, at, args, weight, row, share.begin, share.end);
         }
     } else {
         wait_for_inputs();
         Place<Shared<TOKENS>::X_STAGES> at;
-        if (lane == 0) copy_x<1>(shared.ring.x, shared.xs, at, x, col, share.begin, share.end, 0);
+        if (elect_one()) copy_x<1>(shared.ring.x, shared.xs, at, x, col, share.begin, share.end, 0);
     }
     __syncwarp();
     add_up(shared.sums, args, features, col, rank, blocks, [](uint32_t) { return 1.0f; });

@@ -16,11 +16,11 @@ struct Run {
 };
 
 // Scales of four steps of 128 along K from `step` on, a multiple of 4, in [row * stride + k / run]: to[i] gets those of
-// row_of(i). Past the end they are any.
+// row_of(i). Past the end they are any. The number of all scales fits 32 bits.
 template <uint32_t COUNT, typename RowOf>
 __device__ __forceinline__ void load_steps(float (&to)[COUNT][4], const float* scales, uint32_t stride, uint32_t run,
                                            uint32_t step, uint32_t steps, RowOf row_of) {
-    // Places in the array: their number fits 32 bits. Four steps of a row may be 16 bytes, aligned to as much.
+    // Four steps of a row are 16 bytes, aligned to as much.
     if (run == 128 && stride % 4 == 0 && reinterpret_cast<uint64_t>(scales) % 16 == 0) {
         const uint32_t at = min(step, stride - 4);
 #pragma unroll
@@ -40,11 +40,15 @@ __device__ __forceinline__ void load_steps(float (&to)[COUNT][4], const float* s
 }
 
 // Gives `give` the scales of each step of 128 along K in [begin, end), one step after the other: scales[i] is that of
-// tokens[i] times that of `feature`. Loads of BATCH steps are under way together; with AHEAD those of the next ones, too,
-// at the price of as many registers again.
-template <uint32_t BATCH, bool AHEAD, uint32_t TOKENS, typename Give>
+// tokens[i] times that of `feature`. Loads of four steps are under way together; with AHEAD those of the next ones, too,
+// at the price of as many registers again. Scales of a token lie beside each other: they come four at once where they
+// may, as a load for each would keep the cache as busy as the tiles do.
+template <bool AHEAD, uint32_t TOKENS, typename Give>
 __device__ __forceinline__ void supply_scales(const ScaledMm& args, const uint32_t (&tokens)[TOKENS], uint32_t feature,
                                               uint32_t begin, uint32_t end, Give give) {
+    constexpr uint32_t BATCH = 4;
+    const bool four_at_once = args.x_scale_run == 128 && args.x_scale_row % BATCH == 0 && begin % BATCH == 0 &&
+                              reinterpret_cast<uintptr_t>(args.x_scales) % sizeof(float4) == 0;
     // Places in arrays of scales: their number fits 32 bits.
     uint32_t of_tokens[TOKENS];
 #pragma unroll
@@ -55,10 +59,21 @@ __device__ __forceinline__ void supply_scales(const ScaledMm& args, const uint32
     };
     Run token_run(args.x_scale_run, begin), feature_run(args.weight_scale_run, begin);
     auto load = [&](Batch& batch, uint32_t base) {
+        if (four_at_once) {
+            // Of a last batch that is not whole, some belong to no step: rows are as long as whole ones.
+#pragma unroll
+            for (uint32_t i = 0; i < TOKENS; i++) {
+                const float4 four = *reinterpret_cast<const float4*>(args.x_scales + of_tokens[i] + base);
+                batch.tokens[0][i] = four.x, batch.tokens[1][i] = four.y;
+                batch.tokens[2][i] = four.z, batch.tokens[3][i] = four.w;
+            }
+        }
 #pragma unroll
         for (uint32_t step = 0; step < BATCH; step++) {
 #pragma unroll
-            for (uint32_t i = 0; i < TOKENS; i++) batch.tokens[step][i] = args.x_scales[of_tokens[i] + token_run.index];
+            for (uint32_t i = 0; i < TOKENS; i++) {
+                if (!four_at_once) batch.tokens[step][i] = args.x_scales[of_tokens[i] + token_run.index];
+            }
             batch.feature[step] = args.weight_scales[of_feature + feature_run.index];
             // Past the end those of the last step, unused.
             if (base + step + 1 < end) token_run.advance(), feature_run.advance();

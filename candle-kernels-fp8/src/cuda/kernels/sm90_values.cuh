@@ -2,14 +2,13 @@
 // the left factors of the instructions. Activations, the right factors, stay in shared memory as they are.
 #pragma once
 
+#include "mma.cuh"
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
 
 constexpr uint32_t WARPGROUP = 128, GROUP_FEATURES = 64;
 constexpr uint32_t DEPTH = 128; // codes of a tile along K; activations come in halves of it, 128 bytes
 constexpr uint32_t HALF_BYTES = 128;
-
-// --- Widening ---
 
 // Two codes, the lower one in the lowest byte, from `OFFSET` bytes past an address in shared memory.
 template <int OFFSET>
@@ -18,59 +17,6 @@ __device__ __forceinline__ uint32_t load_codes(uint32_t address) {
     asm volatile("ld.shared.u16 %0, [%1 + %2];" : "=r"(codes) : "r"(address), "n"(OFFSET));
     return codes;
 }
-
-// Two codes as values of type T, exactly, for two rows of the weight; and whether a row has met a NaN on the way.
-template <typename T>
-struct Widen;
-
-template <>
-struct Widen<__half> {
-    __device__ __forceinline__ uint32_t operator()(uint32_t codes, uint32_t) {
-        uint32_t values;
-        asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; cvt.rn.f16x2.e4m3x2 %0, low; }"
-            : "=r"(values)
-            : "r"(codes));
-        return values;
-    }
-    // NaN is among the values.
-    __device__ __forceinline__ bool met_nan(uint32_t) const { return false; }
-};
-
-// To bfloat16 through half precision and f32, which hold every code too.
-struct WidenByConversion {
-    __device__ __forceinline__ uint32_t operator()(uint32_t codes, uint32_t) {
-        const float2 values = __half22float2(decode2(uint16_t(codes)));
-        return pack2(values.x, values.y, BF16);
-    }
-    // NaN is among the values.
-    __device__ __forceinline__ bool met_nan(uint32_t) const { return false; }
-};
-
-// There is no conversion to bfloat16 alone, but its bits are those of a code further apart: sign at 15, exponent from
-// 10, mantissa from 6 down. That is the value times 2^(7 - 127): for codes with an exponent by the bias, for subnormal
-// ones since they become subnormal ones with the same digits. The product with 2^120 is exact for all of them. The
-// codes 0x7f and 0xff would become +-480; what they mean is kept aside, as any NaN of a row makes all its results NaN.
-template <>
-struct Widen<__nv_bfloat16> {
-    uint32_t seen[2] = {0, 0}; // bit 11 of either half: a NaN
-
-    __device__ __forceinline__ uint32_t operator()(uint32_t codes, uint32_t row) {
-        uint32_t bits, values;
-        // A byte, and copies of its sign above it, in each half.
-        asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(bits) : "r"(codes));
-        bits = bits << 4 & 0x87f087f0;
-        seen[row] |= bits + 0x00100010; // carries from 0x7f to the bit above the exponent
-        asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(values) : "r"(bits), "r"(0x7b807b80));
-        return values;
-    }
-    // To be called by all lanes of a warp: a row is shared by four of them.
-    __device__ __forceinline__ bool met_nan(uint32_t row) const {
-        uint32_t bits = seen[row] & 0x08000800;
-        bits |= __shfl_xor_sync(~0u, bits, 1);
-        bits |= __shfl_xor_sync(~0u, bits, 2);
-        return bits != 0;
-    }
-};
 
 // --- Warpgroup products: D[64, N] = A[64, 16] * B[N, 16]^T, A in registers ---
 
@@ -198,17 +144,16 @@ __device__ __forceinline__ void hold(uint32_t (&words)[COUNT][4]) {
 // By a warpgroup, for its 64 rows of the ring's weights and all tokens: the sums over `steps` tiles along K. Lanes hold
 // them as `multiply` says. If BLOCK, the sum of each step is multiplied with `scale(step)` before it is added.
 //
-// Weights are widened, and multiplied, AT_ONCE instructions at a time (1, 2 or 4): the next ones are widened while the
-// tensor cores work on those before. Where they have to be waited for, they work for the block's other warpgroups.
-// `widen` is a Widen<T> or a stand-in for it.
-template <typename T, uint32_t SHARERS, bool BLOCK, uint32_t AT_ONCE, uint32_t FEATURES, uint32_t TOKENS,
-          uint32_t WEIGHT_STAGES, uint32_t X_STAGES, uint32_t SUMS, typename W, typename F>
+// Weights are widened, and multiplied, two instructions at a time: the next ones are widened while the tensor cores work
+// on those before. Where they have to be waited for, they work for the block's other warpgroups.
+template <typename T, uint32_t SHARERS, bool BLOCK, uint32_t FEATURES, uint32_t TOKENS, uint32_t WEIGHT_STAGES,
+          uint32_t X_STAGES, uint32_t SUMS, typename F>
 __device__ __forceinline__ void multiply_tiles(Ring<FEATURES, TOKENS, WEIGHT_STAGES, X_STAGES>& ring,
                                                Barriers<WEIGHT_STAGES>& weights, Barriers<X_STAGES>& xs,
                                                Place<WEIGHT_STAGES>& weight_at, Place<X_STAGES>& x_at, uint32_t group,
-                                               uint32_t steps, float (&total)[SUMS], W& widen, F scale) {
+                                               uint32_t steps, float (&total)[SUMS], F scale) {
     static_assert(SUMS == TOKENS / 2);
-    constexpr uint32_t PIECES = 8 / AT_ONCE, OF_HALF = 4 / AT_ONCE; // of a step, of a tile of activations
+    constexpr uint32_t AT_ONCE = 2, PIECES = 8 / AT_ONCE, OF_HALF = 4 / AT_ONCE; // of a step, of a tile of activations
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, g = lane / 4, t = lane % 4;
     // A lane's first codes. Rows' parts of 16 codes change places by the row, as the copy engine's swizzle of 128 bytes
     // has it.
@@ -227,7 +172,7 @@ __device__ __forceinline__ void multiply_tiles(Ring<FEATURES, TOKENS, WEIGHT_STA
     };
     auto widen_piece = [&](uint32_t piece) {
 #pragma unroll
-        for (uint32_t i = 0; i < AT_ONCE * 4; i++) a[piece % 2][i / 4][i % 4] = widen(codes[i / 4][i % 4], i % 2);
+        for (uint32_t i = 0; i < AT_ONCE * 4; i++) a[piece % 2][i / 4][i % 4] = widen2<T>(codes[i / 4][i % 4]);
     };
     // Of the activations before the place.
     auto release_x = [&] {

@@ -19,8 +19,8 @@ pub(super) use skinny::launch as launch_skinny;
 pub(super) use skinny::{Copies, Sm90Skinny};
 pub(super) use small::Sm90Small;
 pub(super) use small::launch as launch_small;
+pub(super) use values::Sm90Values;
 pub(super) use values::launch as launch_values;
-pub(super) use values::{Sm90Values, Widening};
 pub(super) use values_small::Sm90ValuesSmall;
 pub(super) use values_small::launch as launch_values_small;
 

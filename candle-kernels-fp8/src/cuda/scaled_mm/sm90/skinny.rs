@@ -32,6 +32,9 @@ pub(in crate::cuda::scaled_mm) enum Copies {
 const MOST_STAGES: u32 = 16;
 const MOST_ROWS: u32 = 64;
 
+/// Bytes of a weight that about fill the shared memory of a multiprocessor.
+const RING: u32 = 160 * 1024;
+
 impl Sm90Skinny {
     pub(in crate::cuda::scaled_mm) fn all() -> Vec<Self> {
         let both = |rows| [Copies::Tiles, Copies::Pieces].map(|copies| Self { rows, copies });
@@ -44,15 +47,26 @@ impl Sm90Skinny {
         let n = args.n as u32;
         let rounds = n.div_ceil(most);
         let rows = n.div_ceil(rounds * gpu.processors).next_multiple_of(8);
+        let rows = match args.dependent {
+            // Such launches run beside each other, where one leaves multiprocessors to the next.
+            true => rows.max((RING / args.k as u32).next_multiple_of(8).min(MOST_ROWS)),
+            // Memory is busy without all multiprocessors, and fewer blocks fetch the activations fewer times.
+            false if args.m <= 16 => rows.max((n / 32).next_multiple_of(8).min(48)),
+            false => rows,
+        };
         let copies = match args.weight_layout {
-            WeightLayout::Rows { .. } => Copies::Tiles,
-            WeightLayout::Panels => Copies::Pieces,
+            // Where pairs of blocks share activations, many copies come late.
+            WeightLayout::Panels if args.m <= 32 => Copies::Pieces,
+            _ => Copies::Tiles,
         };
         Self { rows, copies }
     }
 
     pub(in crate::cuda::scaled_mm) fn serves(self, args: &ScaledMm) -> bool {
-        let comes = self.copies == Copies::Tiles || args.weight_layout == WeightLayout::Panels;
+        let comes = match self.copies {
+            Copies::Tiles => true,
+            Copies::Pieces => args.weight_layout == WeightLayout::Panels && args.m <= 32,
+        };
         comes && in_boxes(args) && args.m <= 64
     }
 
@@ -99,7 +113,11 @@ struct Ring {
 
 impl Ring {
     fn new(rows: u32, tokens: u32, row_wise: bool) -> Self {
-        let (boxes, blocks, tiles) = if tokens <= 32 { (4, 1, 2) } else { (2, 2, 1) };
+        let (boxes, blocks, tiles) = match tokens {
+            ..=16 if row_wise => (8, 1, 2),
+            ..=32 => (4, 1, 2),
+            _ => (2, 2, 1),
+        };
         // Sums of two warpgroups, for so many tiles, scales, barriers; then the stages, with scales where they change
         // along K.
         let sums = tiles * 2 * tokens * (MOST_ROWS + 4) * 4;
@@ -110,8 +128,7 @@ impl Ring {
             (MOST_ROWS + tokens) * 4
         };
         let stage = boxes * ((rows + tokens) * DEPTH as u32 + scales);
-        // Even, so that each of the two warpgroups has stages of its own.
-        let stages = ((SHARED - before) / stage / 2 * 2).min(MOST_STAGES);
+        let stages = ((SHARED - before) / stage).min(MOST_STAGES);
         Self {
             boxes,
             blocks,
@@ -192,10 +209,7 @@ mod tests {
                     shared,
                     ..
                 } = ring;
-                assert!(
-                    stages >= 2 && stages.is_multiple_of(2),
-                    "{rows}, {tokens}: {ring:?}"
-                );
+                assert!(stages >= 2, "{rows}, {tokens}: {ring:?}");
                 assert!(shared <= SHARED, "{rows}, {tokens}: {ring:?}");
                 let all = stages * boxes * (rows + tokens) * DEPTH as u32;
                 let last = (stages - 1) * boxes * rows * DEPTH as u32;

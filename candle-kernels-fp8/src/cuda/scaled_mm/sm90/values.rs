@@ -17,21 +17,6 @@ pub struct Sm90Values {
     pub(in crate::cuda::scaled_mm) tokens: u32,
     /// Output features: 128 or 192.
     pub(in crate::cuda::scaled_mm) features: u32,
-    /// How weights become activations' type.
-    pub(in crate::cuda::scaled_mm) widening: Widening,
-}
-
-/// How a warpgroup widens codes while the tensor cores work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(in crate::cuda::scaled_mm) enum Widening {
-    /// Those of two instructions at once; to BF16 by moving bits.
-    Usual,
-    /// Those of one instruction at once.
-    One,
-    /// Those of four instructions at once.
-    Four,
-    /// To BF16 by conversions, through F16 and F32.
-    Converted,
 }
 
 /// Blocks that share activations, as device code says.
@@ -39,25 +24,9 @@ const PAIR: u32 = 2;
 
 impl Sm90Values {
     pub(in crate::cuda::scaled_mm) fn all() -> Vec<Self> {
-        use Widening::{Converted, Four, One, Usual};
-        [
-            (256, 128, Usual),
-            (128, 192, Usual),
-            (128, 128, Usual),
-            (64, 192, Usual),
-            (256, 128, One),
-            (256, 128, Four),
-            (256, 128, Converted),
-            (128, 192, One),
-            (128, 192, Four),
-            (128, 192, Converted),
-        ]
-        .map(|(tokens, features, widening)| Self {
-            tokens,
-            features,
-            widening,
-        })
-        .into()
+        [(256, 128), (128, 192), (128, 128), (64, 192)]
+            .map(|(tokens, features)| Self { tokens, features })
+            .into()
     }
 
     pub(in crate::cuda::scaled_mm) fn serves(self, args: &ScaledMm) -> bool {
@@ -83,30 +52,21 @@ impl Sm90Values {
     }
 
     fn kernel(self, args: &ScaledMm) -> Option<&'static str> {
-        use Widening::{Converted, Four, One, Usual};
         let Activations::Values { float, .. } = args.activations else {
             return None;
         };
         let tile = (self.tokens, self.features);
-        Some(match (float, self.widening, tile, row_wise(args)) {
-            (Float::Bf16, Usual, (256, 128), true) => "scaled_mm_sm90_values_bf16_128x256",
-            (Float::Bf16, Usual, (128, 192), true) => "scaled_mm_sm90_values_bf16_192x128",
-            (Float::Bf16, Usual, (128, 128), true) => "scaled_mm_sm90_values_bf16_128x128",
-            (Float::Bf16, Usual, (64, 192), true) => "scaled_mm_sm90_values_bf16_192x64",
-            (Float::Bf16, Usual, (128, 128), false) => "scaled_mm_sm90_values_bf16_128x128_block",
-            (Float::Bf16, One, (256, _), true) => "scaled_mm_sm90_values_bf16_128x256_1",
-            (Float::Bf16, One, _, true) => "scaled_mm_sm90_values_bf16_192x128_1",
-            (Float::Bf16, Four, (256, _), true) => "scaled_mm_sm90_values_bf16_128x256_4",
-            (Float::Bf16, Four, _, true) => "scaled_mm_sm90_values_bf16_192x128_4",
-            (Float::Bf16, Converted, (256, _), true) => {
-                "scaled_mm_sm90_values_bf16_128x256_converted"
-            }
-            (Float::Bf16, Converted, _, true) => "scaled_mm_sm90_values_bf16_192x128_converted",
-            (Float::F16, Usual, (256, 128), true) => "scaled_mm_sm90_values_f16_128x256",
-            (Float::F16, Usual, (128, 192), true) => "scaled_mm_sm90_values_f16_192x128",
-            (Float::F16, Usual, (128, 128), true) => "scaled_mm_sm90_values_f16_128x128",
-            (Float::F16, Usual, (64, 192), true) => "scaled_mm_sm90_values_f16_192x64",
-            (Float::F16, Usual, (128, 128), false) => "scaled_mm_sm90_values_f16_128x128_block",
+        Some(match (float, tile, row_wise(args)) {
+            (Float::Bf16, (256, 128), true) => "scaled_mm_sm90_values_bf16_128x256",
+            (Float::Bf16, (128, 192), true) => "scaled_mm_sm90_values_bf16_192x128",
+            (Float::Bf16, (128, 128), true) => "scaled_mm_sm90_values_bf16_128x128",
+            (Float::Bf16, (64, 192), true) => "scaled_mm_sm90_values_bf16_192x64",
+            (Float::Bf16, (128, 128), false) => "scaled_mm_sm90_values_bf16_128x128_block",
+            (Float::F16, (256, 128), true) => "scaled_mm_sm90_values_f16_128x256",
+            (Float::F16, (128, 192), true) => "scaled_mm_sm90_values_f16_192x128",
+            (Float::F16, (128, 128), true) => "scaled_mm_sm90_values_f16_128x128",
+            (Float::F16, (64, 192), true) => "scaled_mm_sm90_values_f16_192x64",
+            (Float::F16, (128, 128), false) => "scaled_mm_sm90_values_f16_128x128_block",
             _ => return None,
         })
     }

@@ -1,9 +1,14 @@
 //! Several linears of one input at once: bit for bit what each gives alone.
 
-use candle_compressed_tensors::{CtDenseLinear, CtFp8Linear, CtLinear, forward_shared};
+use candle_compressed_tensors::{
+    CtDenseLinear, CtFp8Linear, CtLinear, forward_shared, merge_linears,
+};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_fp8::{Quantization, Rounding, ScaleLayout, quantize_weight, weight_scale};
 use candle_nn::Module;
+
+#[path = "ops/devices.rs"]
+mod devices;
 
 const K: usize = 200;
 
@@ -136,4 +141,101 @@ fn an_input_that_does_not_fit_is_an_error() -> Result<()> {
     let (a, b) = (linear()?, linear()?);
     assert!(forward_shared(&[&a, &b], &random(&[2, K + 1])?).is_err());
     Ok(())
+}
+
+/// A linear's copy on a device; its scale may be another.
+fn moved(linear: &CtLinear, device: &Device) -> Result<CtLinear> {
+    let CtLinear::Fp8(linear) = linear else {
+        candle_core::bail!("only FP8 linears are moved");
+    };
+    let bias = linear.bias().map(|bias| bias.to_device(device));
+    let linear = CtFp8Linear::new(
+        linear.weight()?.to_device(device)?,
+        linear.weight_scale().to_device(device)?,
+        linear.layout(),
+        bias.transpose()?,
+        linear.activations(),
+    );
+    linear.map(CtLinear::Fp8)
+}
+
+/// Merges copies of linears on every device: they are what they were, and together give what each gives alone, but for
+/// the order in which products are added, of whose sums tensor cores keep 13 bits. Where `merges`, on a GPU, the
+/// results are parts of one.
+fn check_merged<const N: usize>(what: &str, linears: [CtLinear; N], merges: bool) -> Result<()> {
+    devices::everywhere(|device| {
+        let copies = linears.iter().map(|linear| moved(linear, device));
+        let copies: Vec<CtLinear> = copies.collect::<Result<_>>()?;
+        let merged: [CtLinear; N] = merge_linears(copies.try_into().expect("as many"))?;
+        for (i, (merged, linear)) in merged.iter().zip(&linears).enumerate() {
+            let codes = |linear: &CtLinear| -> Result<Vec<u8>> {
+                let codes = linear.weight()?.to_device(&Device::Cpu)?.flatten_all()?;
+                let codes = codes.to_vec1::<float8::F8E4M3>()?;
+                Ok(codes.into_iter().map(|code| code.to_bits()).collect())
+            };
+            assert_eq!(codes(merged)?, codes(linear)?, "{what}, weight {i}");
+            let (CtLinear::Fp8(merged), CtLinear::Fp8(linear)) = (merged, linear) else {
+                candle_core::bail!("they are FP8");
+            };
+            assert_eq!(merged.layout(), linear.layout(), "{what}, layout {i}");
+            let scale = merged.weight_scale().to_device(&Device::Cpu)?;
+            assert_eq!(
+                bits(&scale)?,
+                bits(linear.weight_scale())?,
+                "{what}, scale {i}"
+            );
+        }
+        let all: Vec<&CtLinear> = merged.iter().collect();
+        for shape in [&[1, K][..], &[2, 17, K], &[130, K]] {
+            let x = random(shape)?.to_device(device)?;
+            let together = forward_shared(&all, &x)?;
+            assert_eq!(together.len(), N);
+            let parts = merges && device.is_cuda() && shape.len() > 2;
+            for (i, (linear, found)) in all.iter().zip(&together).enumerate() {
+                let alone = linear.forward(&x)?;
+                assert_eq!((found.dtype(), found.dims()), (alone.dtype(), alone.dims()));
+                if parts {
+                    assert!(!found.is_contiguous(), "{what}, linear {i}: not merged");
+                }
+                let largest = alone.abs()?.max_all()?.to_scalar::<f32>()?;
+                let worst = (found - &alone)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(
+                    worst <= 2e-3 * largest,
+                    "{what}, linear {i}, {shape:?}: {worst} of {largest}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn merged_linears_are_what_they_were() -> Result<()> {
+    let token = Some(Quantization::PerToken);
+    let block = ScaleLayout::Block { rows: 16, cols: 48 };
+    for layout in [ScaleLayout::Tensor, ScaleLayout::Channel, block] {
+        for activations in [None, token, Some(Quantization::Static(0.01))] {
+            let linear = |n| fp8(n, layout, activations);
+            let what = format!("{layout:?} {activations:?}");
+            check_merged(&what, [linear(64)?, linear(32)?, linear(96)?], true)?;
+            // The last may be of any size; those with an odd one have no bias.
+            check_merged(&what, [linear(48)?, linear(22)?], true)?;
+            check_merged(&what, [linear(64)?, linear(33)?], false)?;
+            check_merged(&what, [linear(44)?, linear(64)?], false)?;
+        }
+    }
+    let channel = ScaleLayout::Channel;
+    let differ = [
+        [fp8(64, channel, token)?, fp8(64, channel, None)?],
+        [fp8(64, channel, token)?, fp8(64, block, token)?],
+        [fp8(64, block, token)?, fp8(64, ScaleLayout::Tensor, token)?],
+    ];
+    for linears in differ {
+        check_merged("of different kinds", linears, false)?;
+    }
+    check_merged(
+        "rows within a block",
+        [fp8(40, block, token)?, fp8(64, block, token)?],
+        false,
+    )
 }

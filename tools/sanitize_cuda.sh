@@ -13,7 +13,7 @@ set -euo pipefail
 
 # All kernels, few sizes: with a K that goes round the rings of buffers, and launches that wait for others.
 few=(
-    each_kernel a_dependent_launch_waits                                                # cuda_scaled_mm
+    each_kernel a_dependent_launch_waits                                                # cuda_scaled_mm, cuda_token
     dependent_launches every_group every_type every_layout every_length rows_are_padded # cuda_token
     weights_are_packed
 )

@@ -13,7 +13,14 @@ pub fn device(cpu: bool) -> anyhow::Result<Device> {
         return Ok(Device::Cpu);
     }
     if candle_core::utils::cuda_is_available() {
-        return Ok(Device::new_cuda(0)?);
+        let device = Device::new_cuda(0)?;
+        // One stream does everything, in order: events for each tensor, which others would wait for, are of no use.
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(cuda) = &device {
+            // SAFETY: examples use the device from one thread, and so from one stream.
+            unsafe { cuda.disable_event_tracking() };
+        }
+        return Ok(device);
     }
     if candle_core::utils::metal_is_available() {
         return Ok(Device::new_metal(0)?);

@@ -8,6 +8,8 @@ mod cases;
 mod codes;
 mod dequantize;
 mod devices;
+#[cfg(feature = "cuda")]
+mod launches;
 mod produced;
 mod properties;
 mod quantize;

@@ -3,7 +3,8 @@
 
 use crate::devices::everywhere;
 use crate::oracle::{Float, token};
-use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_core::{D, DType, Device, IndexOp, Result, Tensor, Var};
+use candle_fp8::{AttentionScratch, Cached, HeadNorms, RopeAppend};
 
 const FLOATS: [(DType, Float); 3] = [
     (DType::F32, Float::F32),
@@ -137,6 +138,15 @@ fn rope() -> Result<()> {
     })
 }
 
+/// What tensor cores make of attention's weights, which they take in the dtype of the values: each is off by a
+/// rounding, and so is their sum; values are up to 2.
+fn of_weights(device: &Device, float: Float) -> f64 {
+    match device {
+        Device::Cpu => 0.0,
+        _ => 4.0 * float.unit_roundoff(),
+    }
+}
+
 #[test]
 fn attention_over_a_cache() -> Result<()> {
     everywhere(|device| {
@@ -172,10 +182,154 @@ fn attention_over_a_cache() -> Result<()> {
                 // A score of up to 4 √D is off by D roundings; values are up to 2.
                 let score = 4.0 * (d as f64).sqrt() * (d as f64 + 4.0);
                 let slack = 4.0 * (score + t as f64 / 8.0) * 2f64.powi(-24);
+                let slack = slack + of_weights(device, float);
                 for (how, q) in both(&q)? {
                     let y = candle_fp8::attention(&q, &keys, &values, window, scale)?;
                     assert_eq!((y.dims(), y.dtype()), (q.dims(), dtype));
                     check(how, &y, &expected, float, 1.0, slack);
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn attention_over_one_tensor_for_keys_and_values() -> Result<()> {
+    everywhere(|device| {
+        // B, L, position, capacity, Hq, Hkv, D, window
+        type Case = (
+            usize,
+            usize,
+            usize,
+            usize,
+            usize,
+            usize,
+            usize,
+            Option<usize>,
+        );
+        let cases: [Case; 6] = [
+            (1, 1, 0, 1, 4, 2, 64, None),
+            (1, 1, 400, 700, 32, 8, 128, None),
+            (2, 1, 90, 300, 4, 4, 20, Some(7)),
+            (1, 5, 31, 300, 8, 2, 64, None),
+            (2, 70, 0, 70, 4, 1, 128, None),
+            (2, 130, 60, 400, 6, 2, 64, Some(40)),
+        ];
+        // One for all calls, as a model has it.
+        let scratch = AttentionScratch::new(device)?;
+        for (dtype, float) in FLOATS {
+            for (b, l, position, capacity, hq, hkv, d, window) in cases {
+                let q = values_on(device, &[b, l, hq, d], 2.0, dtype, 1)?;
+                let t = position + l;
+                let filled = values_on(device, &[2, b, hkv, t, d], 2.0, dtype, 2)?;
+                // What lies beyond the cache's filled part must not matter.
+                let rest = Tensor::full(f32::NAN, (2, b, hkv, capacity - t, d), device)?;
+                let cache = match capacity - t {
+                    0 => filled.clone(),
+                    _ => Tensor::cat(&[&filled, &rest.to_dtype(dtype)?], 3)?,
+                };
+                let scale = 1.0 / (d as f64).sqrt();
+                let (wide_q, keys) = (read(&q)?, read(&filled.i(0)?)?);
+                let sizes = ([b, l, hq, d], [b, hkv, t, d]);
+                let (q_side, k_side) = ((&wide_q[..], sizes.0), (&keys[..], sizes.1));
+                let values = read(&filled.i(1)?)?;
+                let expected = token::attention(q_side, k_side, &values, window, scale);
+                let score = 4.0 * (d as f64).sqrt() * (d as f64 + 4.0);
+                let slack = 4.0 * (score + t as f64 / 8.0) * 2f64.powi(-24);
+                let slack = slack + of_weights(device, float);
+                let cached = Cached {
+                    cache: &cache,
+                    position,
+                };
+                for (how, q) in both(&q)? {
+                    let y = candle_fp8::attention_cached(&q, cached, window, scale, &scratch)?;
+                    assert_eq!((y.dims(), y.dtype()), (q.dims(), dtype));
+                    check(how, &y, &expected, float, 1.0, slack);
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn rope_and_cache() -> Result<()> {
+    everywhere(|device| {
+        // B, L, position, capacity, Hq, Hkv, D
+        let cases = [
+            [1, 1, 0, 1, 4, 2, 64],
+            [1, 1, 37, 50, 32, 8, 128],
+            [2, 3, 5, 8, 3, 1, 6],
+            [2, 70, 10, 100, 4, 4, 20],
+            [3, 33, 0, 40, 6, 2, 64],
+        ];
+        for (dtype, float) in FLOATS {
+            for [b, l, position, capacity, hq, hkv, d] in cases {
+                // As one product for all three gives them.
+                let qkv = values_on(device, &[b, l, (hq + 2 * hkv) * d], 3.0, dtype, 1)?;
+                let q = qkv.narrow(2, 0, hq * d)?;
+                let k = qkv.narrow(2, hq * d, hkv * d)?;
+                let v = qkv.narrow(2, (hq + hkv) * d, hkv * d)?;
+                let cos = values_on(device, &[l, d / 2], 1.0, dtype, 2)?;
+                let sin = values_on(device, &[l, d / 2], 1.0, dtype, 3)?;
+                let weights = [4, 5].map(|seed| values_on(device, &[d], 1.5, dtype, seed));
+                let [q_weight, k_weight] = weights;
+                let (q_weight, k_weight) = (q_weight?, k_weight?);
+                let norms = HeadNorms {
+                    q: &q_weight,
+                    k: &k_weight,
+                    eps: 1e-5,
+                };
+                let before = values_on(device, &[2, b, hkv, capacity, d], 1.0, dtype, 6)?;
+                for norms in [None, Some(norms)] {
+                    let cache = before.force_contiguous()?;
+                    let args = RopeAppend {
+                        q: &q,
+                        k: &k,
+                        v: &v,
+                        norms,
+                        cos: &cos,
+                        sin: &sin,
+                    };
+                    let found = candle_fp8::rope_append(&args, &cache, position)?;
+                    assert_eq!((found.dims(), found.dtype()), (&[b, l, hq, d][..], dtype));
+
+                    let turned = |x: &Tensor, heads, weight| -> Result<Vec<f64>> {
+                        let mut x = read(x)?;
+                        if norms.is_some() {
+                            x = token::rms_norm(&x, &read(weight)?, 1e-5, float);
+                            x.iter_mut().for_each(|x| *x = float.round(*x));
+                        }
+                        let (cos, sin) = (read(&cos)?, read(&sin)?);
+                        Ok(token::rope(&x, [b, l, heads, d], &cos, &sin))
+                    };
+                    // A norm may round the other way, which is one rounding of each of two factors near 4.
+                    let (roundings, slack) = match norms {
+                        None => (1.0, 12.0 * 2f64.powi(-24)),
+                        Some(_) => (1.0, 40.0 * float.unit_roundoff() + 100.0 * 2f64.powi(-24)),
+                    };
+                    let what = format!("{b} {l} {position} {hq} {hkv} {d}, q");
+                    let expected = turned(&q, hq, &q_weight)?;
+                    check(&what, &found, &expected, float, roundings, slack);
+
+                    // [B, L, Hkv, D] as it lies in the cache.
+                    let written = cache.narrow(3, position, l)?.transpose(2, 3)?;
+                    let expected = turned(&k, hkv, &k_weight)?;
+                    let keys = written.i(0)?.contiguous()?;
+                    check(
+                        &format!("{what}, keys"),
+                        &keys,
+                        &expected,
+                        float,
+                        roundings,
+                        slack,
+                    );
+                    assert_eq!(read(&written.i(1)?)?, read(&v)?, "{what}, values");
+                    for (start, len) in [(0, position), (position + l, capacity - position - l)] {
+                        let [now, then] = [&cache, &before].map(|x| x.narrow(3, start, len));
+                        assert_eq!(read(&now?)?, read(&then?)?, "{what}, the rest");
+                    }
                 }
             }
         }
@@ -297,5 +451,35 @@ fn what_does_not_fit_is_refused() -> Result<()> {
         candle_fp8::attention(&x, &keys, &keys, Some(0), 1.0),
         "window",
     );
+    let cache = float(&[2, 2, 2, 6, 8])?;
+    let scratch = AttentionScratch::new(&Device::Cpu)?;
+    let cached = |cache: &Tensor, position| {
+        let cached = Cached { cache, position };
+        candle_fp8::attention_cached(&x, cached, None, 1.0, &scratch)
+    };
+    cached(&cache, 3)?;
+    refused(cached(&cache, 4), "cache");
+    refused(cached(&cache, usize::MAX), "cache");
+    refused(cached(&cache.to_dtype(DType::BF16)?, 0), "cache");
+    refused(cached(&float(&[2, 2, 3, 6, 8])?, 0), "cache");
+    let heads = x.reshape((2, 3, 32))?;
+    let append = |q: &Tensor, k: &Tensor, cache: &Tensor, position| {
+        let args = RopeAppend {
+            q,
+            k,
+            v: k,
+            norms: None,
+            cos: &angles,
+            sin: &angles,
+        };
+        candle_fp8::rope_append(&args, cache, position)
+    };
+    let k = heads.narrow(2, 0, 16)?;
+    append(&heads, &k, &cache, 3)?;
+    refused(append(&heads, &k, &cache, 4), "position");
+    refused(append(&heads, &heads, &cache, 0), "k");
+    refused(append(&heads.narrow(2, 0, 24)?, &k, &cache, 0), "q");
+    refused(append(&half.reshape((2, 3, 32))?, &k, &cache, 0), "cache");
+    refused(append(&heads, &k, &cache.transpose(2, 3)?, 0), "cache");
     Ok(())
 }

@@ -231,22 +231,31 @@ pub fn scratch(name: &str) -> PathBuf {
 
 /// A model built through the quantizer, in f32 on the CPU.
 pub fn model(checkpoint: &Checkpoint, quantizer: &QuantizerCompressedTensors) -> CausalLm {
+    model_on(checkpoint, quantizer, DType::F32, &Device::Cpu)
+}
+
+/// A checkpoint's model in a dtype, on a device.
+pub fn model_on(
+    checkpoint: &Checkpoint,
+    quantizer: &QuantizerCompressedTensors,
+    dtype: DType,
+    device: &Device,
+) -> CausalLm {
     let config =
         ModelConfig::from_json(checkpoint.config()).expect("a config that the models know");
-    let vb = quantizer
-        .var_builder(DType::F32, &Device::Cpu)
-        .expect("f32 on the CPU");
+    let vb = quantizer.var_builder(dtype, device).expect("a float dtype");
     let model = CausalLm::load(&config, quantizer, vb);
     model.unwrap_or_else(|error| panic!("{}: {error}", checkpoint.dir().display()))
 }
 
 /// Logits `[tokens, vocab]` of all positions.
 pub fn logits(model: &CausalLm, ids: &[u32]) -> Vec<Vec<f64>> {
-    let ids = Tensor::new(ids, &Device::Cpu)
+    let ids = Tensor::new(ids, model.device())
         .and_then(|ids| ids.unsqueeze(0))
         .expect("ids");
     let mut cache = model.new_cache(1, ids.elem_count()).expect("a cache");
     let logits = model.forward_all(&ids, &mut cache).expect("a forward");
+    let logits = logits.to_device(&Device::Cpu).expect("a copy");
     rows(&logits.squeeze(0).expect("one sequence"))
 }
 

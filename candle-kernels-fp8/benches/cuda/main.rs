@@ -2,7 +2,9 @@
 //! graph; beside them the same bytes are only read, and PyTorch multiplies, in the same run. A second table times the
 //! kernels that make a product's activations, as shares of the product.
 
+mod attention;
 mod cases;
+mod decode;
 mod device;
 mod peer;
 mod producers;
@@ -23,6 +25,12 @@ use clap::Parser;
 /// 8B (qkv 6144x4096 after norms, down 4096x14336 after SiLU x up). Of a quantizer alone, all of its time is extra.
 /// Launches go through 2 to 64 copies of what is read and written, 300 MB if so many are as much; with fewer rows, the
 /// L2 cache holds them all, as it mostly does in a model.
+///
+/// With --attention, times attention in BF16 over keys and values past the L2 cache, the kernel that rotates and
+/// appends before it, and both one after the other; --sweep times every kernel but the slowest.
+///
+/// With --decode, times what a step has around its layers: lm_head in BF16 for up to 16 rows beside a pure read of it
+/// (read; above 1: slower than the read), the choice of the largest logit, both one after the other, and embedding.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cuda")]
 struct Args {
@@ -30,17 +38,29 @@ struct Args {
     #[arg(long, conflicts_with_all = ["shapes", "scheme", "sweep", "peer"])]
     producers: bool,
 
+    /// Time attention instead of products.
+    #[arg(long, conflicts_with_all = ["producers", "shapes", "scheme", "m", "peer"])]
+    attention: bool,
+
+    /// Time lm_head, the choice of a token and embedding instead of products.
+    #[arg(long, conflicts_with_all = ["producers", "attention", "shapes", "scheme", "sweep", "peer"])]
+    decode: bool,
+
+    /// Of attention and --decode, only those of models whose name contains this.
+    #[arg(long, value_name = "PART", default_value = "")]
+    layer: String,
+
     /// Output × input features, such as 6144x4096; a name of `--list` is one too. All of the list if none is given.
     #[arg(long = "shape", value_name = "N×K")]
     shapes: Vec<String>,
 
-    /// Rows of activations; 1,16,512,2048,8192 if none are given with --producers.
+    /// Rows of activations; 1,16,512,2048,8192 if none are given with --producers, 1,4,8,16 with --decode.
     #[arg(
         short,
         long,
         value_delimiter = ',',
         default_value = "1,4,16,32,64,128,512,2048,8192",
-        default_value_if("producers", "true", "1,16,512,2048,8192")
+        default_value_ifs([("producers", "true", "1,16,512,2048,8192"), ("decode", "true", "1,4,8,16")])
     )]
     m: Vec<usize>,
 
@@ -93,8 +113,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         return Ok(());
     }
-    match args.producers {
-        true => producers::run(&args),
-        false => products::run(&args),
+    match &args {
+        Args {
+            producers: true, ..
+        } => producers::run(&args),
+        Args {
+            attention: true, ..
+        } => attention::run(&args),
+        Args { decode: true, .. } => decode::run(&args),
+        _ => products::run(&args),
     }
 }

@@ -32,10 +32,21 @@ impl Report {
     /// Runs all kernels that serve a problem, with its weight in each layout: to the bit the same results, whatever
     /// copies the weight, since the same numbers are added up in the same order.
     fn check(&mut self, device: &Device, name: &str, problem: &Problem) {
+        self.check_those(device, name, problem, |runs| runs);
+    }
+
+    /// As [`Report::check`], of the runs that `choose` leaves.
+    fn check_those(
+        &mut self,
+        device: &Device,
+        name: &str,
+        problem: &Problem,
+        choose: impl Fn(Vec<Run>) -> Vec<Run>,
+    ) {
         let expected = problem.expected();
         let uploaded = problem.upload(device);
         let mut of_rows: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        for (kernel, args) in runs(device, &uploaded) {
+        for (kernel, args) in choose(runs(device, &uploaded)) {
             self.runs += 1;
             let in_rows = args.weight_layout != WeightLayout::Panels;
             let base = kernel.to_string().trim_end_matches(" pieces").to_string();
@@ -107,12 +118,35 @@ impl Report {
     }
 }
 
+/// A kernel and what it computes.
+type Run = (Kernel, ScaledMm);
+
 /// Kernels with the arguments that they serve: each with a weight in rows before the same in panels, and before the
 /// kernels that differ from it in copies only.
-fn runs(device: &Device, uploaded: &Uploaded) -> Vec<(Kernel, ScaledMm)> {
+fn runs(device: &Device, uploaded: &Uploaded) -> Vec<Run> {
     let both = |kernel| uploaded.args.map(|args| (kernel, args));
     let all = Kernel::all().into_iter().flat_map(both);
     all.filter(|(kernel, args)| kernel.serves(device.gpu, args))
+        .collect()
+}
+
+/// Of kernels that are the same code with other numbers, the last, with a weight in each layout.
+fn one_of_each(runs: Vec<Run>) -> Vec<Run> {
+    let code = |(kernel, args): &Run| {
+        let name = kernel.to_string();
+        // Numbers of blocks, and of rows.
+        let name = name.split('/').next().unwrap_or(&name);
+        let name = match name.contains("skinny") {
+            true => name.replace(|c: char| c.is_ascii_digit(), ""),
+            false => name.to_string(),
+        };
+        (name, args.weight_layout == WeightLayout::Panels)
+    };
+    let last: BTreeMap<_, _> = runs.iter().map(code).zip(0..).collect();
+    let last: BTreeSet<usize> = last.into_values().collect();
+    let kept = runs.into_iter().enumerate();
+    kept.filter(|(i, _)| last.contains(i))
+        .map(|(_, run)| run)
         .collect()
 }
 
@@ -171,7 +205,7 @@ fn every_size() {
     report.finish("every size");
 }
 
-/// Each kernel, by few and small problems: for tools under which launches take long. One K goes round every ring.
+/// The code of each kernel, by few and small problems: for tools under which launches take long. One K goes round every ring.
 #[test]
 fn each_kernel() {
     let Some(device) = Device::get() else { return };
@@ -193,7 +227,7 @@ fn each_kernel() {
     .enumerate()
     {
         let problem = cases::problem(sizes, layout, scaling, float, 6000 + i as u64);
-        report.check(&device, "kernel", &problem);
+        report.check_those(&device, "kernel", &problem, one_of_each);
     }
     report.finish("each kernel");
 }

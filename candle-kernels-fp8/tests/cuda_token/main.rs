@@ -2,12 +2,18 @@
 //! bits where the arithmetic is defined to the bit, and against the oracle.
 #![cfg(feature = "cuda")]
 
+mod argmax;
+mod attention;
 mod cast;
 mod chain;
+mod decode;
+mod dense_mm;
 mod dequantize;
+mod embed;
 mod pack;
 mod quantize;
 mod rms_norm;
+mod rope_append;
 mod rows;
 mod silu_mul;
 #[path = "../support_cuda/mod.rs"]

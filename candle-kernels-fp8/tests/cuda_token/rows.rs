@@ -70,6 +70,7 @@ pub(crate) struct Rows {
     pub(crate) stride: usize,
     bytes: Vec<u8>,
     shift: usize,
+    float: Float,
 }
 
 impl Rows {
@@ -96,11 +97,20 @@ impl Rows {
             stride,
             bytes,
             shift,
+            float,
         }
     }
 
     pub(crate) fn address(&self) -> Address {
         self.memory.address + self.shift as u64
+    }
+
+    /// What it holds now, with what is between rows.
+    pub(crate) fn download(&self, device: &Device) -> Vec<f32> {
+        from_bytes(
+            &device.download(&self.memory).unwrap()[self.shift..],
+            self.float,
+        )
     }
 
     /// That nothing wrote to it.

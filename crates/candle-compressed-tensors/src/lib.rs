@@ -58,7 +58,10 @@ mod warning;
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use convert::WeightConverter;
 pub use error::Error;
-pub use linear::{CtDenseLinear, CtFp8Linear, CtLinear, LinearSource, forward_shared};
+pub use linear::{
+    CtDenseLinear, CtFp8Linear, CtLinear, LinearSource, forward_quantized, forward_shared,
+    merge_linears, shared_products, shared_quantization,
+};
 pub use options::{Activations, LoadOptions};
 pub use plan::{Fp8Module, Plan};
 pub use quantizer::QuantizerCompressedTensors;

@@ -1,9 +1,11 @@
 //! Grouped-query attention over a preallocated cache.
 
-use candle_compressed_tensors::{CtLinear, LinearSource, State, forward_shared};
+use candle_compressed_tensors::{CtLinear, LinearSource, State, merge_linears};
 use candle_core::{DType, Tensor};
+use candle_fp8::{HeadNorms, Quantization, RopeAppend};
 use candle_nn::{Module, VarBuilder};
 
+use crate::input::LinearInput;
 use crate::norm::Norm;
 use crate::profile::{Part, Timer};
 use crate::{Error, KvCache, ModelConfig, Result};
@@ -11,17 +13,19 @@ use crate::{Error, KvCache, ModelConfig, Result};
 /// `self_attn` of one decoder layer.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    q_proj: CtLinear,
-    k_proj: CtLinear,
-    v_proj: CtLinear,
-    o_proj: CtLinear,
-    qk_norms: Option<(Norm, Norm)>,
+    pub(crate) q_proj: CtLinear,
+    pub(crate) k_proj: CtLinear,
+    pub(crate) v_proj: CtLinear,
+    pub(crate) o_proj: CtLinear,
+    /// How what computes the input quantizes it.
+    input: Option<Quantization>,
+    pub(crate) qk_norms: Option<(Norm, Norm)>,
     fake_quantization: CacheScales,
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
     /// Keys that a query sees, itself included; all of them without a window.
-    window: Option<usize>,
+    pub(crate) window: Option<usize>,
     layer: usize,
     prefix: String,
 }
@@ -40,10 +44,16 @@ impl Attention {
         );
         let qkv = |name: &str, out| source.linear_b(hidden, out, config.qkv_bias, vb.pp(name));
         let norm = |name: &str| Norm::load(head_dim, config.rms_norm_eps, vb.pp(name));
+        let [q_proj, k_proj, v_proj] = merge_linears([
+            qkv("q_proj", q_dim)?,
+            qkv("k_proj", kv_dim)?,
+            qkv("v_proj", kv_dim)?,
+        ])?;
         Ok(Self {
-            q_proj: qkv("q_proj", q_dim)?,
-            k_proj: qkv("k_proj", kv_dim)?,
-            v_proj: qkv("v_proj", kv_dim)?,
+            input: LinearInput::quantization(&[&q_proj, &k_proj, &v_proj], vb.device()),
+            q_proj,
+            k_proj,
+            v_proj,
             o_proj: source.linear_b(q_dim, hidden, config.o_bias, vb.pp("o_proj"))?,
             qk_norms: match config.qk_norm {
                 true => Some((norm("q_norm")?, norm("k_norm")?)),
@@ -59,19 +69,78 @@ impl Attention {
         })
     }
 
+    /// How the input is to be quantized; `None`: not.
+    pub(crate) fn input(&self) -> Option<Quantization> {
+        self.input
+    }
+
+    /// What scores are multiplied by.
+    pub(crate) fn scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+
+    /// Whether keys and values are rounded to E4M3 on their way into the cache.
+    pub(crate) fn rounds_cache(&self) -> bool {
+        self.fake_quantization.scales().next().is_some()
+    }
+
     /// `x [B, L, H]`, cos and sin `[L, D / 2]` in x's dtype → `[B, L, H]`. Appends L positions to
     /// this layer's part of the cache.
     pub(crate) fn forward(
         &self,
-        x: &Tensor,
+        x: &LinearInput,
         (cos, sin): (&Tensor, &Tensor),
         cache: &mut KvCache,
         timer: Timer<'_>,
     ) -> Result<Tensor> {
-        let (batch, len, _) = x.dims3()?;
-        let heads = |y: &Tensor, heads| y.reshape((batch, len, heads, self.head_dim));
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let qkv = timer.time(Part::QkvProj, || forward_shared(&qkv, x))?;
+        let qkv = timer.time(Part::QkvProj, || x.forward(&qkv))?;
+        // On a GPU one kernel does all that is between the projections and attention.
+        let q = match qkv[0].device().is_cuda() && !self.rounds_cache() {
+            true => timer.time(Part::Rope, || self.rope_append(&qkv, (cos, sin), cache))?,
+            false => self.rope_and_append(&qkv, (cos, sin), cache, timer)?,
+        };
+        let y = timer.time(Part::Attention, || {
+            cache.attention(self.layer, &q, self.window, self.scale())
+        })?;
+        let y = y.flatten_from(2)?;
+        Ok(timer.time(Part::OProj, || self.o_proj.forward(&y))?)
+    }
+
+    /// Queries, keys and values `[B, L, heads · D]` of new positions → rotated queries `[B, L, Hq, D]`; keys and values
+    /// go to the cache.
+    fn rope_append(
+        &self,
+        qkv: &[Tensor],
+        (cos, sin): (&Tensor, &Tensor),
+        cache: &mut KvCache,
+    ) -> candle_core::Result<Tensor> {
+        let norms = self.qk_norms.as_ref().map(|(q_norm, k_norm)| {
+            let ((q, eps), (k, _)) = (q_norm.parameters(), k_norm.parameters());
+            HeadNorms { q, k, eps }
+        });
+        let args = RopeAppend {
+            q: &qkv[0],
+            k: &qkv[1],
+            v: &qkv[2],
+            norms,
+            cos,
+            sin,
+        };
+        cache.rope_append(self.layer, &args)
+    }
+
+    /// As [`rope_append`](Self::rope_append), one op after the other: each is timed, and keys and values may be rounded
+    /// on their way.
+    fn rope_and_append(
+        &self,
+        qkv: &[Tensor],
+        (cos, sin): (&Tensor, &Tensor),
+        cache: &mut KvCache,
+        timer: Timer<'_>,
+    ) -> Result<Tensor> {
+        let (batch, len, _) = qkv[0].dims3()?;
+        let heads = |y: &Tensor, heads| y.reshape((batch, len, heads, self.head_dim));
         // [B, L, heads, D], as the projections leave them.
         let mut q = heads(&qkv[0], self.num_heads)?;
         let mut k = heads(&qkv[1], self.num_kv_heads)?;
@@ -85,17 +154,12 @@ impl Attention {
             let rope = |y: &Tensor| candle_fp8::rope(y, cos, sin);
             candle_core::Result::Ok((rope(&q)?, rope(&k)?))
         })?;
-        let (keys, values) = timer.time(Part::KvCache, || {
+        timer.time(Part::KvCache, || {
             let (k, v) = (k.transpose(1, 2)?, v.transpose(1, 2)?);
             let (k, v) = self.fake_quantization.apply(k, v)?;
             cache.append(self.layer, &k, &v)
         })?;
-        let y = timer.time(Part::Attention, || {
-            let scale = 1.0 / (self.head_dim as f64).sqrt();
-            candle_fp8::attention(&q, &keys, &values, self.window, scale)
-        })?;
-        let y = y.reshape((batch, len, ()))?;
-        Ok(timer.time(Part::OProj, || self.o_proj.forward(&y))?)
+        Ok(q)
     }
 
     pub(crate) fn linears(&self) -> impl Iterator<Item = (String, &CtLinear)> {

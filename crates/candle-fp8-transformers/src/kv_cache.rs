@@ -1,29 +1,42 @@
 //! Preallocated keys and values of every layer.
 
 use candle_core::{DType, Device, Tensor};
+use candle_fp8::{AttentionScratch, Cached, RopeAppend};
 
-use crate::{Error, ModelConfig, Result};
+#[cfg(feature = "cuda")]
+use crate::step::Kept;
+use crate::{Error, ModelConfig, Result, RotaryEmbedding};
 
 /// Keys and values of the positions seen so far, for a batch of sequences of equal length.
 ///
-/// Each layer owns two tensors `[B, Hkv, max_seq, D]`, allocated once; a forward pass writes the new
-/// positions in place and reads views. A forward that fails leaves [`len`](KvCache::len) where it was.
+/// Each layer owns a tensor `[2, B, Hkv, max_seq, D]`, allocated once; a forward pass writes the new
+/// positions in place and reads views. On a GPU there are also the angles of all positions, made by
+/// the first forward pass, and what attention needs to work in. A forward that fails leaves [`len`](KvCache::len) where
+/// it was.
 ///
 /// Not `Clone`: two caches would share storage, and one would overwrite the other.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<LayerCache>,
+    /// Of each layer, `[2, B, Hkv, max_seq, D]`: keys, after RoPE, then values.
+    layers: Vec<Tensor>,
+    angles: Option<Angles>,
+    scratch: AttentionScratch,
+    /// A step's launches, from the first step on.
+    #[cfg(feature = "cuda")]
+    pub(crate) step: Option<Kept>,
     len: usize,
     batch: usize,
     max_seq: usize,
 }
 
+/// cos and sin of every position that fits, on a GPU.
 #[derive(Debug)]
-struct LayerCache {
-    /// `[B, Hkv, max_seq, D]`, after RoPE.
-    keys: Tensor,
-    /// `[B, Hkv, max_seq, D]`.
-    values: Tensor,
+struct Angles {
+    rotary: RotaryEmbedding,
+    /// `[max_seq, D / 2]`.
+    cos: Tensor,
+    /// `[max_seq, D / 2]`.
+    sin: Tensor,
 }
 
 impl KvCache {
@@ -40,27 +53,26 @@ impl KvCache {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let shape = (batch, config.num_key_value_heads, max_seq, config.head_dim);
-        let bytes = [shape.0, shape.1, shape.2, shape.3, dtype.size_in_bytes()]
+        let (heads, dim) = (config.num_key_value_heads, config.head_dim);
+        let shape = (2, batch, heads, max_seq, dim);
+        let bytes = [2, batch, heads, max_seq, dim, dtype.size_in_bytes()]
             .into_iter()
             .try_fold(1usize, usize::checked_mul);
         if bytes.is_none_or(|bytes| bytes == 0 || bytes > isize::MAX as usize) {
             return Err(Error::InvalidSetting {
                 key: "batch and max_seq",
                 found: format!("{batch} and {max_seq}"),
-                expected: "both at least 1, and a layer's keys addressable",
+                expected: "both at least 1, and a layer's keys and values addressable",
             });
         }
-        let layer = || -> Result<LayerCache> {
-            Ok(LayerCache {
-                keys: Tensor::zeros(shape, dtype, device)?,
-                values: Tensor::zeros(shape, dtype, device)?,
-            })
-        };
         Ok(Self {
             layers: (0..config.num_hidden_layers)
-                .map(|_| layer())
+                .map(|_| Ok(Tensor::zeros(shape, dtype, device)?))
                 .collect::<Result<_>>()?,
+            angles: None,
+            scratch: AttentionScratch::new(device)?,
+            #[cfg(feature = "cuda")]
+            step: None,
             len: 0,
             batch,
             max_seq,
@@ -133,44 +145,118 @@ impl KvCache {
                 layers.to_string(),
             ));
         }
-        if let Some(LayerCache { keys, .. }) = self.layers.first() {
-            if keys.dims4()? != expected {
-                let (expected, found) = (format!("{expected:?}"), format!("{:?}", keys.dims()));
+        if let Some(layer) = self.layers.first() {
+            let (_, b, heads, max_seq, dim) = layer.dims5()?;
+            let found = (b, heads, max_seq, dim);
+            if found != expected {
+                let (expected, found) = (format!("{expected:?}"), format!("{found:?}"));
                 return Err(mismatch(
                     "shape [B, Hkv, max_seq, D] of the KV cache",
                     expected,
                     found,
                 ));
             }
-            if keys.dtype() != dtype {
-                let (expected, found) = (format!("{dtype:?}"), format!("{:?}", keys.dtype()));
+            if layer.dtype() != dtype {
+                let (expected, found) = (format!("{dtype:?}"), format!("{:?}", layer.dtype()));
                 return Err(mismatch("dtype of the KV cache", expected, found));
             }
-            if !keys.device().same_device(device) {
+            if !layer.device().same_device(device) {
                 let expected = format!("{:?}", device.location());
-                let found = format!("{:?}", keys.device().location());
+                let found = format!("{:?}", layer.device().location());
                 return Err(mismatch("device of the KV cache", expected, found));
             }
         }
         Ok(())
     }
 
-    /// Writes `keys` and `values` `[B, Hkv, new, D]` of layer `layer` after the filled positions and
-    /// gives views `[B, Hkv, len + new, D]` of all. [`advance`](Self::advance) makes them count.
+    /// cos and sin, `[new, D / 2]` each in the cache's dtype, of the positions after the filled ones.
+    ///
+    /// On the CPU they are computed. On a GPU they are views of a table, so that no forward pass
+    /// waits for the host to compute and copy them.
+    pub(crate) fn cos_sin(
+        &mut self,
+        rotary: &RotaryEmbedding,
+        new: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
+        if !device.is_cuda() {
+            return rotary.cos_sin(self.len, new, dtype, device);
+        }
+        let (cos, sin) = self.angles(rotary, dtype, device)?;
+        let of_new = |table: &Tensor| table.narrow(0, self.len, new);
+        Ok((of_new(&cos)?, of_new(&sin)?))
+    }
+
+    /// cos and sin, `[max_seq, D / 2]` each, of every position that fits. Kept.
+    pub(crate) fn angles(
+        &mut self,
+        rotary: &RotaryEmbedding,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
+        let angles = match self.angles.take() {
+            Some(angles) if angles.rotary == *rotary => angles,
+            _ => {
+                let (cos, sin) = rotary.cos_sin(0, self.max_seq, dtype, device)?;
+                let rotary = rotary.clone();
+                Angles { rotary, cos, sin }
+            }
+        };
+        let angles = self.angles.insert(angles);
+        Ok((angles.cos.clone(), angles.sin.clone()))
+    }
+
+    /// A layer's `[2, B, Hkv, max_seq, D]`: keys, then values.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn layer(&self, layer: usize) -> &Tensor {
+        &self.layers[layer]
+    }
+
+    /// What attention works in.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn scratch(&self) -> &AttentionScratch {
+        &self.scratch
+    }
+
+    /// Rotates the queries and keys of new positions, and writes keys and values of layer `layer` after
+    /// the filled positions: gives the queries `[B, new, Hq, D]`. [`advance`](Self::advance) makes the
+    /// positions count.
+    pub(crate) fn rope_append(
+        &mut self,
+        layer: usize,
+        args: &RopeAppend<'_>,
+    ) -> candle_core::Result<Tensor> {
+        candle_fp8::rope_append(args, &self.layers[layer], self.len)
+    }
+
+    /// Writes `keys` and `values` `[B, Hkv, new, D]`, as [`rope_append`](Self::rope_append) does.
     pub(crate) fn append(
         &mut self,
         layer: usize,
         keys: &Tensor,
         values: &Tensor,
-    ) -> candle_core::Result<(Tensor, Tensor)> {
-        let cache = &self.layers[layer];
-        let total = self.len + keys.dim(2)?;
-        cache.keys.slice_set(&keys.contiguous()?, 2, self.len)?;
-        cache.values.slice_set(&values.contiguous()?, 2, self.len)?;
-        Ok((
-            cache.keys.narrow(2, 0, total)?,
-            cache.values.narrow(2, 0, total)?,
-        ))
+    ) -> candle_core::Result<()> {
+        for (place, new) in [(0, keys), (1, values)] {
+            let cache = self.layers[layer].get(place)?;
+            cache.slice_set(&new.contiguous()?, 2, self.len)?;
+        }
+        Ok(())
+    }
+
+    /// Attention of queries `[B, new, Hq, D]` to the filled positions and those appended.
+    pub(crate) fn attention(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        window: Option<usize>,
+        scale: f64,
+    ) -> candle_core::Result<Tensor> {
+        let cached = Cached {
+            cache: &self.layers[layer],
+            position: self.len,
+        };
+        candle_fp8::attention_cached(q, cached, window, scale, &self.scratch)
     }
 
     /// Counts `new` positions that every layer has appended.

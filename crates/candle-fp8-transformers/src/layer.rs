@@ -14,14 +14,14 @@ use crate::{Architecture, KvCache, ModelConfig, Result};
 /// `x += attention(norm(x)); x += mlp(norm(x))`, the last addition left to whoever is next.
 #[derive(Debug)]
 pub(crate) struct DecoderLayer {
-    input_layernorm: Norm,
-    self_attn: Attention,
-    post_attention_layernorm: Norm,
-    mlp: FeedForward,
+    pub(crate) input_layernorm: Norm,
+    pub(crate) self_attn: Attention,
+    pub(crate) post_attention_layernorm: Norm,
+    pub(crate) mlp: FeedForward,
 }
 
 #[derive(Debug)]
-enum FeedForward {
+pub(crate) enum FeedForward {
     Dense(Mlp),
     Sparse(SparseMoe),
 }
@@ -62,15 +62,25 @@ impl DecoderLayer {
         cache: &mut KvCache,
         timer: Timer<'_>,
     ) -> Result<(Tensor, Tensor)> {
-        let norm = &self.input_layernorm;
-        let (stream, normed) = timer.time(Part::Norms, || norm.forward_added(stream, update))?;
+        let (norm, quantization) = (&self.input_layernorm, self.self_attn.input());
+        let (stream, normed) = timer.time(Part::Norms, || {
+            norm.forward_added(stream, update, quantization)
+        })?;
         let update = self.self_attn.forward(&normed, cos_sin, cache, timer)?;
         let norm = &self.post_attention_layernorm;
-        let (stream, normed) =
-            timer.time(Part::Norms, || norm.forward_added(stream, Some(&update)))?;
+        let quantization = match &self.mlp {
+            FeedForward::Dense(mlp) => mlp.input(),
+            FeedForward::Sparse(_) => None,
+        };
+        let (stream, normed) = timer.time(Part::Norms, || {
+            norm.forward_added(stream, Some(&update), quantization)
+        })?;
         let update = match &self.mlp {
             FeedForward::Dense(mlp) => mlp.forward(&normed, timer)?,
-            FeedForward::Sparse(moe) => timer.time(Part::Experts, || moe.forward(&normed))?,
+            FeedForward::Sparse(moe) => {
+                let normed = normed.values()?;
+                timer.time(Part::Experts, || moe.forward(normed))?
+            }
         };
         Ok((stream, update))
     }

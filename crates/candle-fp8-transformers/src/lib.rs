@@ -97,6 +97,7 @@ mod attention;
 mod config;
 mod error;
 mod generation;
+mod input;
 mod kv_cache;
 mod layer;
 mod linalg;
@@ -106,6 +107,8 @@ mod moe;
 mod norm;
 mod profile;
 mod rope;
+#[cfg(feature = "cuda")]
+mod step;
 pub mod stock;
 
 pub use config::{Architecture, ModelConfig, MoeConfig, RopeConfig, RopeScaling};

@@ -1,18 +1,23 @@
 //! The gated MLP of a dense layer.
 
-use candle_compressed_tensors::{CtLinear, LinearSource, forward_shared};
+use candle_compressed_tensors::{CtLinear, LinearSource, merge_linears};
 use candle_core::Tensor;
-use candle_nn::{Module, VarBuilder};
+use candle_fp8::Quantization;
+use candle_nn::VarBuilder;
 
+use crate::input::LinearInput;
 use crate::profile::{Part, Timer};
 use crate::{ModelConfig, Result};
 
 /// `down(silu(gate(x)) · up(x))`.
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    gate_proj: CtLinear,
-    up_proj: CtLinear,
-    down_proj: CtLinear,
+    pub(crate) gate_proj: CtLinear,
+    pub(crate) up_proj: CtLinear,
+    pub(crate) down_proj: CtLinear,
+    /// How what computes the input quantizes it, and that of the down projection.
+    input: Option<Quantization>,
+    inner: Option<Quantization>,
     prefix: String,
 }
 
@@ -26,22 +31,40 @@ impl Mlp {
         let linear = |name: &str, in_dim, out_dim| {
             source.linear_b(in_dim, out_dim, config.mlp_bias, vb.pp(name))
         };
+        let gate_up = [
+            linear("gate_proj", hidden, inner)?,
+            linear("up_proj", hidden, inner)?,
+        ];
+        let [gate_proj, up_proj] = merge_linears(gate_up)?;
+        let down_proj = linear("down_proj", inner, hidden)?;
         Ok(Self {
-            gate_proj: linear("gate_proj", hidden, inner)?,
-            up_proj: linear("up_proj", hidden, inner)?,
-            down_proj: linear("down_proj", inner, hidden)?,
+            input: LinearInput::quantization(&[&gate_proj, &up_proj], vb.device()),
+            inner: LinearInput::quantization(&[&down_proj], vb.device()),
+            gate_proj,
+            up_proj,
+            down_proj,
             prefix: vb.prefix(),
         })
     }
 
+    /// How the input is to be quantized; `None`: not.
+    pub(crate) fn input(&self) -> Option<Quantization> {
+        self.input
+    }
+
     /// `x [B, L, H]` → `[B, L, H]`.
-    pub(crate) fn forward(&self, x: &Tensor, timer: Timer<'_>) -> Result<Tensor> {
+    pub(crate) fn forward(&self, x: &LinearInput, timer: Timer<'_>) -> Result<Tensor> {
         let gate_up = [&self.gate_proj, &self.up_proj];
-        let gate_up = timer.time(Part::GateUpProj, || forward_shared(&gate_up, x))?;
-        let inner = timer.time(Part::SiluMul, || {
-            candle_fp8::silu_mul(&gate_up[0], &gate_up[1])
+        let gate_up = timer.time(Part::GateUpProj, || x.forward(&gate_up))?;
+        let (gate, up) = (&gate_up[0], &gate_up[1]);
+        let inner = timer.time(Part::SiluMul, || match self.inner {
+            Some(quantization) => {
+                candle_fp8::silu_mul_quantize(gate, up, quantization).map(LinearInput::Quantized)
+            }
+            None => candle_fp8::silu_mul(gate, up).map(LinearInput::Values),
         })?;
-        Ok(timer.time(Part::DownProj, || self.down_proj.forward(&inner))?)
+        let mut y = timer.time(Part::DownProj, || inner.forward(&[&self.down_proj]))?;
+        Ok(y.swap_remove(0))
     }
 
     pub(crate) fn linears(&self) -> impl Iterator<Item = (String, &CtLinear)> {

@@ -8,6 +8,8 @@ use crate::layer::DecoderLayer;
 use crate::norm::Norm;
 use crate::profile::{Part, Profile, Timer};
 use crate::rope::RotaryEmbedding;
+#[cfg(feature = "cuda")]
+use crate::step::{Kept, Parts, Step};
 use crate::{Error, KvCache, ModelConfig, Result};
 
 /// Where checkpoints keep the decoder: text models first, then the multimodal ones.
@@ -46,6 +48,9 @@ pub struct CausalLm {
     prefix: String,
     dtype: DType,
     device: Device,
+    /// Tells this model from others.
+    #[cfg(feature = "cuda")]
+    id: std::sync::Arc<()>,
 }
 
 /// What turns hidden states into logits.
@@ -127,6 +132,8 @@ impl CausalLm {
             prefix: vb_model.prefix(),
             dtype: vb.dtype(),
             device: vb.device().clone(),
+            #[cfg(feature = "cuda")]
+            id: Default::default(),
         })
     }
 
@@ -134,6 +141,10 @@ impl CausalLm {
     /// already in `cache` and are added to it.
     ///
     /// All sequences of a batch have the same length; there is no padding.
+    ///
+    /// On a GPU, steps of one token (L = 1) of a dense model whose linears are all FP8 are a list of kernel launches,
+    /// which the cache keeps with the memory that it works in, and replays as a CUDA graph from the third step on. It
+    /// also keeps the model's weights, until the cache or another model's step with it ends that.
     ///
     /// # Errors
     /// [`Error::CacheFull`] when the positions do not fit, [`Error::Mismatch`] when ids, cache and
@@ -143,7 +154,8 @@ impl CausalLm {
         self.forward_timed(ids, cache, Timer::OFF)
     }
 
-    /// [`forward`](Self::forward), and adds to `profile` how long each part of it took.
+    /// [`forward`](Self::forward), and adds to `profile` how long each part of it took. Always op by op: of a step that
+    /// is replayed as a graph, no part can be timed.
     ///
     /// # Errors
     /// Those of [`forward`](Self::forward).
@@ -260,13 +272,20 @@ impl CausalLm {
             }
         };
         cache.check(batch, len, &self.config, self.dtype, &self.device)?;
-        let offset = cache.len();
         let (cos, sin) = timer.time(Part::Positions, || {
-            self.rotary.cos_sin(offset, len, self.dtype, &self.device)
+            cache.cos_sin(&self.rotary, len, self.dtype, &self.device)
         })?;
         let mut stream = timer.time(Part::Embedding, || {
             self.embed_tokens.forward(ids)?.to_dtype(self.dtype)
         })?;
+        #[cfg(feature = "cuda")]
+        if len == 1
+            && !timer.is_on()
+            && let Some(normed) = self.step(&stream, cache)?
+        {
+            cache.advance(1);
+            return Ok(normed);
+        }
         // What the last layer adds to the stream: added together with the next norm.
         let mut update = None;
         for layer in &self.layers {
@@ -276,8 +295,38 @@ impl CausalLm {
         }
         cache.advance(len);
         let (_, normed) = timer.time(Part::Norms, || {
-            self.norm.forward_added(stream, update.as_ref())
+            self.norm.forward_added(stream, update.as_ref(), None)
         })?;
+        Ok(normed.values()?.clone())
+    }
+
+    /// One token of each sequence through all layers by the launches that the cache keeps, from its embedding
+    /// `[B, 1, H]` to the last norm. `None` where there are none.
+    #[cfg(feature = "cuda")]
+    fn step(&self, embedded: &Tensor, cache: &mut KvCache) -> Result<Option<Tensor>> {
+        if !self.device.is_cuda() {
+            return Ok(None);
+        }
+        let mut kept = match cache.step.take() {
+            Some(kept) if std::sync::Arc::ptr_eq(&kept.id, &self.id) => kept,
+            _ => {
+                let parts = Parts {
+                    layers: &self.layers,
+                    norm: &self.norm,
+                    rotary: &self.rotary,
+                    hidden_size: self.config.hidden_size,
+                    dtype: self.dtype,
+                    device: &self.device,
+                };
+                Kept {
+                    id: self.id.clone(),
+                    step: Step::new(&parts, cache)?,
+                }
+            }
+        };
+        let run = |step: &mut Step| step.run(embedded, cache.len());
+        let normed = kept.step.as_mut().map(run).transpose()?;
+        cache.step = Some(kept);
         Ok(normed)
     }
 

@@ -1,7 +1,10 @@
 //! RMS norm with the rounding of transformers.
 
 use candle_core::{Result, Tensor};
+use candle_fp8::{Quantization, add_rms_norm, add_rms_norm_quantize, rms_norm_quantize};
 use candle_nn::VarBuilder;
+
+use crate::input::LinearInput;
 
 /// `weight · cast(x / sqrt(mean(x²) + eps))`, the quotient computed in f32 whatever x's dtype.
 #[derive(Debug, Clone)]
@@ -25,19 +28,39 @@ impl Norm {
         candle_fp8::rms_norm(x, &self.weight, self.eps)
     }
 
-    /// The residual stream with `update` added, and its norm. `None` is no update: the first layer's.
+    /// The residual stream with `update` added, and its norm, quantized if it is to be. `None` is no update: the first
+    /// layer's.
     pub(crate) fn forward_added(
         &self,
         stream: Tensor,
         update: Option<&Tensor>,
-    ) -> Result<(Tensor, Tensor)> {
-        match update {
-            Some(update) => candle_fp8::add_rms_norm(update, &stream, &self.weight, self.eps),
-            None => {
-                let normed = self.forward(&stream)?;
-                Ok((stream, normed))
+        quantization: Option<Quantization>,
+    ) -> Result<(Tensor, LinearInput)> {
+        let Self { weight, eps, .. } = self;
+        Ok(match (update, quantization) {
+            (Some(update), Some(quantization)) => {
+                let (stream, normed) =
+                    add_rms_norm_quantize(update, &stream, weight, *eps, quantization)?;
+                (stream, LinearInput::Quantized(normed))
             }
-        }
+            (Some(update), None) => {
+                let (stream, normed) = add_rms_norm(update, &stream, weight, *eps)?;
+                (stream, LinearInput::Values(normed))
+            }
+            (None, Some(quantization)) => {
+                let normed = rms_norm_quantize(&stream, weight, *eps, quantization)?;
+                (stream, LinearInput::Quantized(normed))
+            }
+            (None, None) => {
+                let normed = self.forward(&stream)?;
+                (stream, LinearInput::Values(normed))
+            }
+        })
+    }
+
+    /// What a kernel that does more than the norm needs of it: its weight and what it adds to the mean.
+    pub(crate) fn parameters(&self) -> (&Tensor, f64) {
+        (&self.weight, self.eps)
     }
 
     pub(crate) fn weight(&self) -> (String, &Tensor) {

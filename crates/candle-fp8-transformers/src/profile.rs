@@ -118,6 +118,12 @@ impl<'p> Timer<'p> {
         Self(Some(profile))
     }
 
+    /// Whether it measures.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_on(self) -> bool {
+        self.0.is_some()
+    }
+
     /// Does `work`, and adds the time it took to `part`. Parts do not nest.
     #[inline]
     pub(crate) fn time<T, E: From<candle_core::Error>>(

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use crate::{Result, RopeConfig, RopeScaling};
 
 /// The frequencies of a model, computed once; cos and sin follow for each span of positions.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RotaryEmbedding {
     /// One per pair of dimensions: `[D / 2]`.
     inv_freq: Vec<f32>,

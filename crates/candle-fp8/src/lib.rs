@@ -52,10 +52,11 @@
 //! nothing falls back silently; [`dequantize_bytes`], [`weight_scale`] and [`quantize_weight`] serve any device, through
 //! the CPU. No op on FP8 can be differentiated: a backward pass that reaches one ends in an error.
 //!
-//! What a token needs beside its linears has kernels too: [`rms_norm`] and [`silu_mul`] on all these devices, [`rope`] and
-//! [`attention`] on the CPU. On other devices, and where gradients are asked for, it is composed of Candle's ops, with the
-//! same arithmetic. [`rms_norm_quantize`], [`add_rms_norm_quantize`] and [`silu_mul_quantize`] give activations as the
-//! linears that follow take them: a [`Quantized`] serves any number of products.
+//! What a token needs beside its linears has kernels too: [`rms_norm`], [`silu_mul`] and [`attention`] on all these
+//! devices, [`rope`] on the CPU, [`rope_append`], which leaves keys and values in a cache, on CUDA. Elsewhere, and
+//! where gradients are asked for, they are composed of Candle's ops, with the same arithmetic. [`rms_norm_quantize`],
+//! [`add_rms_norm_quantize`] and [`silu_mul_quantize`] give activations as the linears that follow take them: a
+//! [`Quantized`] serves any number of products.
 
 mod attention;
 mod cast;
@@ -66,17 +67,20 @@ mod dequantize;
 mod error;
 mod fake_quantize;
 mod kernel;
+#[cfg(feature = "cuda")]
+mod launches;
 mod packed_weight;
 mod quantize;
 mod quantize_weight;
 mod quantized;
 mod rms_norm;
 mod rope;
+mod rope_append;
 mod scaled_mm;
 mod silu_mul;
 mod storage;
 
-pub use attention::attention;
+pub use attention::{AttentionScratch, Cached, attention, attention_cached};
 pub use candle_kernels_fp8::ScaleLayout;
 pub use candle_kernels_fp8::cpu::in_pool;
 pub use cast::cast;
@@ -84,6 +88,8 @@ pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
 pub use fake_quantize::fake_quantize;
 pub use kernel::fp8_kernels;
+#[cfg(feature = "cuda")]
+pub use launches::{CacheHeads, LaunchActivations, LaunchRope, Launches};
 pub use packed_weight::{Codes, PackedWeight, pack_weight};
 pub use quantize::{
     quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,
@@ -92,5 +98,6 @@ pub use quantize_weight::{Rounding, quantize_weight, weight_scale};
 pub use quantized::{Quantization, Quantized};
 pub use rms_norm::{add_rms_norm, add_rms_norm_quantize, rms_norm, rms_norm_quantize};
 pub use rope::rope;
+pub use rope_append::{HeadNorms, RopeAppend, rope_append};
 pub use scaled_mm::{Input, Weight, check_weight, scaled_mm, scaled_mm_many};
 pub use silu_mul::{silu_mul, silu_mul_quantize};

@@ -34,6 +34,42 @@ impl PackedWeight {
         self.codes.elem_count() * DType::F8E4M3.size_in_bytes()
     }
 
+    /// Puts weights of the same K one behind the other, as one weight whose features are those of all: gives it, and
+    /// the weights as parts of its memory, in their order. One product with it is a product with each of them.
+    ///
+    /// `None` where they cannot be joined: on the CPU, which gains nothing by it, if K differs, or if N of one that
+    /// another follows is no multiple of 8.
+    ///
+    /// # Errors
+    /// If the device has no memory left for the copy.
+    pub fn join(weights: &[&Self]) -> Result<Option<(Self, Vec<Self>)>> {
+        let (Some(first), Some((_, before))) = (weights.first(), weights.split_last()) else {
+            return Ok(None);
+        };
+        let like_first = |w: &Self| w.k == first.k && w.device().same_device(first.device());
+        let on_cuda = first.device().is_cuda();
+        // Panels of eight rows follow each other: those of the next weight go where there would be more of this one.
+        let whole_panels = before.iter().all(|weight| weight.n.is_multiple_of(8));
+        if !(on_cuda && whole_panels && weights.iter().all(|w| like_first(w))) {
+            return Ok(None);
+        }
+        let codes: Vec<&Tensor> = weights.iter().map(|weight| &weight.codes).collect();
+        let joined = Self {
+            codes: Tensor::cat(&codes, 0)?,
+            n: weights.iter().map(|weight| weight.n).sum(),
+            k: first.k,
+        };
+        let mut start = 0;
+        let mut part = |weight: &&Self| {
+            let bytes = weight.codes.elem_count();
+            let codes = joined.codes.narrow(0, start, bytes)?;
+            start += bytes;
+            Ok(Self { codes, ..**weight })
+        };
+        let parts = weights.iter().map(&mut part).collect::<Result<_>>()?;
+        Ok(Some((joined, parts)))
+    }
+
     /// The weight as it was: F8E4M3 `[N, K]`. A copy on CUDA.
     ///
     /// # Errors
@@ -125,8 +161,8 @@ mod cuda {
             let from = rows.reads(on.stream())?;
             let to = writes(&mut packed, on.stream())?;
             let from = (from.address, rows.stride);
-            // SAFETY: the weight has `n` rows that are so far apart, and there is room for its panels; both live until they
-            // are freed in the stream's order.
+            // SAFETY: the weight has `n` rows that are so far apart, and there is room for its panels; both live until
+            // they are freed in the stream's order.
             on.launched(unsafe { kernels::pack(on.stream(), from, to.address, panels, false) })?;
         }
         Ok(tensor(packed, panels.len()))

@@ -45,8 +45,8 @@ impl Quantization {
         }
     }
 
-    /// As [`Input::Codes`] has it.
-    pub(crate) fn group(self) -> Option<usize> {
+    /// The number of neighbours in a row that share a scale, if it is not the whole row: as [`Input::Codes`] has it.
+    pub fn group(self) -> Option<usize> {
         match self {
             Self::PerGroup(group) => Some(group),
             _ => None,

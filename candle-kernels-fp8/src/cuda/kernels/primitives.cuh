@@ -33,6 +33,13 @@ __device__ __forceinline__ float reciprocal_fast(float value) {
     return result;
 }
 
+// Counts up to `last` and then from 0 again; orders what the block wrote before, and what it reads after.
+__device__ __forceinline__ uint32_t count(uint32_t* counter, uint32_t last) {
+    uint32_t before;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(last) : "memory");
+    return before;
+}
+
 // 16 bytes that nothing writes while the kernel runs. Stays where it stands: before the wait for inputs, say.
 __device__ __forceinline__ uint4 load_constant(const void* address) {
     uint4 value;

@@ -352,6 +352,11 @@ template <uint32_t ROWS, uint32_t COLS, bool BLOCK, bool FAST>
 __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x, const CUtensorMap& weight) {
     auto& shared = aligned_shared<Shared<ROWS, COLS>>();
     const uint32_t rank = cluster_rank();
+    if (BLOCK && threadIdx.x / 32 == WARPGROUP / 32 - 1) {
+        uint32_t row, pair;
+        Tiles<ROWS, COLS>(args).place(blockIdx.x / PAIR, row, pair);
+        fetch_scales(args, (pair * PAIR + rank) * COLS, COLS);
+    }
     if (threadIdx.x == 0) {
         prefetch_map(&x);
         prefetch_map(&weight);

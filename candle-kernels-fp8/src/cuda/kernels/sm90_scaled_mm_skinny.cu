@@ -13,6 +13,7 @@
 
 #include "scaled_mm.cuh"
 #include "sm90.cuh"
+#include "sm90_scales.cuh"
 
 constexpr uint32_t DEPTH = 128, CONSUMERS = 2, WARPGROUP = 128, MOST_STAGES = 16, MOST_ROWS = 64;
 constexpr uint32_t PRODUCER = CONSUMERS * WARPGROUP;
@@ -175,17 +176,6 @@ __device__ __forceinline__ void fetch_ahead(const ScaledMm& args, uint32_t rows)
     }
 }
 
-// The same of the weight's scales, which the first sums wait for. By a warp.
-__device__ __forceinline__ void fetch_scales_ahead(const ScaledMm& args, uint32_t rows) {
-    constexpr uint32_t LINE = 128 / sizeof(float);
-    const uint32_t first = min(blockIdx.x * rows, args.n - 1), last = min(first + rows, args.n) - 1;
-    const uint32_t begin = quotient(first, args.weight_scale_rows), end = quotient(last, args.weight_scale_rows);
-    for (uint32_t i = threadIdx.x % 32 * LINE; i < args.weight_scale_row; i += 32 * LINE) {
-        prefetch_line(args.weight_scales + uint64_t(begin) * args.weight_scale_row + i);
-        if (end != begin) prefetch_line(args.weight_scales + uint64_t(end) * args.weight_scale_row + i);
-    }
-}
-
 // Copies scales into the ring. A lane takes one of the boxes, and each LANE_ROWSth row.
 template <uint32_t TOKENS, bool BLOCK>
 __device__ __forceinline__ void supply(Shared<TOKENS>& shared, const ScaledMm& args, const Work& work,
@@ -335,7 +325,7 @@ __device__ __forceinline__ void skinny(const ScaledMm& args, const CUtensorMap& 
     if (threadIdx.x < PRODUCER) {
         fetch_ahead<TOKENS, BLOCK>(args, rows);
     } else if (BLOCK && threadIdx.x >= PRODUCER + 32) {
-        fetch_scales_ahead(args, rows);
+        fetch_scales(args, blockIdx.x * rows, rows);
     }
     // The same in all lanes, as the compiler sees by this.
     const uint32_t warp = __shfl_sync(~0u, threadIdx.x / 32, 0);

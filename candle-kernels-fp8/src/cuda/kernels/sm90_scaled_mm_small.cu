@@ -148,6 +148,7 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
     // Neighbours share activations.
     const uint32_t row = tile % tiles * ROWS, col = tile / tiles * COLS;
     const Share share((args.k + DEPTH - 1) / DEPTH, rank, blocks);
+    if (BLOCK && threadIdx.x >= PRODUCER + 32) fetch_scales(args, row, ROWS);
     if (threadIdx.x == PRODUCER) {
         prefetch_map(&weight);
         prefetch_map(&x);

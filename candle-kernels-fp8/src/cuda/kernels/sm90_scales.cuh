@@ -3,6 +3,7 @@
 #pragma once
 
 #include "scaled_mm.cuh"
+#include "sm90.cuh"
 
 // Which scale of a row belongs to a step of 128 along K; asked for step after step.
 struct Run {
@@ -14,6 +15,19 @@ struct Run {
         if (++passed == length) passed = 0, index++;
     }
 };
+
+// Has the L2 cache fetch the weight's scales of so many features from `first` on, by a warp: the first sums wait for them,
+// and behind the first tiles of all blocks they would come late.
+__device__ __forceinline__ void fetch_scales(const ScaledMm& args, uint32_t first, uint32_t features) {
+    constexpr uint32_t LINE = 128 / sizeof(float);
+    if (first >= args.n) return;
+    const uint32_t last = min(first + features, args.n) - 1;
+    const uint32_t begin = quotient(first, args.weight_scale_rows), end = quotient(last, args.weight_scale_rows);
+    for (uint32_t i = threadIdx.x % 32 * LINE; i < args.weight_scale_row; i += 32 * LINE) {
+        prefetch_line(args.weight_scales + uint64_t(begin) * args.weight_scale_row + i);
+        if (end != begin) prefetch_line(args.weight_scales + uint64_t(end) * args.weight_scale_row + i);
+    }
+}
 
 // Scales of four steps of 128 along K from `step` on, a multiple of 4, in [row * stride + k / run]: to[i] gets those of
 // row_of(i). Past the end they are any. The number of all scales fits 32 bits.

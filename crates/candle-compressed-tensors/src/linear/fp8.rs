@@ -3,6 +3,9 @@
 use candle_core::{Result, Tensor};
 use candle_fp8::{Codes, Input, PackedWeight, Quantization, ScaleLayout, Weight, scaled_mm};
 use candle_nn::Module;
+use std::sync::Arc;
+
+use super::merge::Merged;
 
 /// A linear whose weight stays in FP8: `y = x · (weight · weight_scale)ᵀ + bias`, through one scaled-matmul op.
 ///
@@ -19,6 +22,8 @@ pub struct CtFp8Linear {
     bias: Option<Tensor>,
     /// How `x` is quantized; `None` keeps its precision (W8A16).
     activations: Option<Quantization>,
+    /// The linears that it shares a product with, itself among them, and its place there.
+    merged: Option<(Arc<Merged>, usize)>,
 }
 
 impl CtFp8Linear {
@@ -49,7 +54,28 @@ impl CtFp8Linear {
             layout,
             bias,
             activations,
+            merged: None,
         })
+    }
+
+    /// The same linear, its weight at a place of merged ones.
+    pub(super) fn into_part(self, weight: PackedWeight, merged: Arc<Merged>, place: usize) -> Self {
+        Self {
+            weight,
+            merged: Some((merged, place)),
+            ..self
+        }
+    }
+
+    /// What linears were merged to, if these are all of them in their order.
+    pub(super) fn merged<'a>(linears: &[&'a Self]) -> Option<&'a Merged> {
+        let (merged, _) = linears.first()?.merged.as_ref()?;
+        let of_it = |(place, linear): (usize, &&Self)| {
+            let own = linear.merged.as_ref();
+            own.is_some_and(|(own, at)| Arc::ptr_eq(own, merged) && *at == place)
+        };
+        let all = linears.len() == merged.len() && linears.iter().enumerate().all(of_it);
+        all.then_some(merged)
     }
 
     /// The E4M3 codes `[out, in]`. On CUDA, a copy.

@@ -2,14 +2,16 @@
 
 mod dense;
 mod fp8;
+mod merge;
 mod source;
 
 use candle_core::{Result, Tensor};
-use candle_fp8::{Weight, scaled_mm_many};
+use candle_fp8::{Input, Quantization, Quantized, Weight, scaled_mm, scaled_mm_many};
 use candle_nn::Module;
 
 pub use dense::CtDenseLinear;
 pub use fp8::CtFp8Linear;
+pub use merge::merge_linears;
 pub use source::LinearSource;
 pub(crate) use source::same_values;
 
@@ -75,25 +77,86 @@ impl Module for CtLinear {
     }
 }
 
-/// The outputs of several linears of one input `x` `[.., in]`, such as a layer's query, key and value projections: in the
-/// order of `linears`, each bit for bit what its own `forward` gives.
+/// The outputs of several linears of one input `x` `[.., in]`, such as a layer's query, key and value projections, in
+/// the order of `linears`: each what its own `forward` gives, bit for bit unless they are [merged](merge_linears).
 ///
 /// Where all are FP8 and agree on how `x` is quantized and on the runs of K that share a weight scale, `x` is quantized
-/// once and one parallel section computes them all. Others run one after the other.
+/// once and one parallel section computes them all. Merged linears are one product, of which the outputs are views; its
+/// sums may be added in another order than those of smaller ones. Others run one after the other.
 ///
 /// # Errors
 /// Those of the linears' own `forward`, for any of them.
 pub fn forward_shared(linears: &[&CtLinear], x: &Tensor) -> Result<Vec<Tensor>> {
     let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
     match fp8.as_deref() {
-        Some([first, others @ ..])
+        Some(fp8 @ [first, others @ ..])
             if !others.is_empty() && others.iter().all(|other| first.shares_input(other)) =>
         {
-            let weights: Vec<Weight<'_>> = (std::iter::once(first).chain(others))
-                .map(|linear| linear.operand())
-                .collect();
-            scaled_mm_many(first.input(x), &weights)
+            products(fp8, first.input(x))
         }
         _ => linears.iter().map(|linear| linear.forward(x)).collect(),
     }
+}
+
+/// The products of an input with several weights, which take it as it is.
+fn products(linears: &[&CtFp8Linear], input: Input<'_>) -> Result<Vec<Tensor>> {
+    if let Some(merged) = CtFp8Linear::merged(linears) {
+        let Weight {
+            codes,
+            scale,
+            layout,
+            bias,
+        } = merged.operand();
+        return merged.split(&scaled_mm(input, codes, scale, layout, bias)?);
+    }
+    let weights: Vec<Weight<'_>> = linears.iter().map(|linear| linear.operand()).collect();
+    scaled_mm_many(input, &weights)
+}
+
+/// How all linears of one input quantize it, if they do it in the same way: what computes the input can then quantize
+/// it, for [`forward_quantized`].
+pub fn shared_quantization(linears: &[&CtLinear]) -> Option<Quantization> {
+    let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
+    match fp8?.as_slice() {
+        [first, others @ ..] if others.iter().all(|other| first.shares_input(other)) => {
+            first.activations()
+        }
+        _ => None,
+    }
+}
+
+/// As [`forward_shared`], of an input that is quantized already, in the way that [`shared_quantization`] says.
+///
+/// # Errors
+/// Nothing of the kind is shared by the linears; else those of [`forward_shared`].
+pub fn forward_quantized(linears: &[&CtLinear], x: &Quantized) -> Result<Vec<Tensor>> {
+    let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
+    match (shared_quantization(linears), fp8) {
+        (Some(quantization), Some(fp8)) if x.group == quantization.group() => {
+            products(&fp8, x.input())
+        }
+        (quantization, _) => candle_core::bail!(
+            "forward_quantized: expected an input quantized as all of its linears ask for, found one with groups of {:?} \
+             for linears that share {quantization:?}",
+            x.group
+        ),
+    }
+}
+
+/// The products that give the outputs of FP8 linears of one input that they share: each with what the input is
+/// multiplied with, and the output features of its linears. One for [merged](merge_linears) linears, else one for each.
+/// `None` if one of the linears is dense, or takes the input in another way.
+pub fn shared_products<'a>(linears: &[&'a CtLinear]) -> Option<Vec<(Weight<'a>, Vec<usize>)>> {
+    let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
+    let fp8 = fp8?;
+    let first = fp8.first()?;
+    if !fp8.iter().all(|linear| first.shares_input(linear)) {
+        return None;
+    }
+    if let Some(merged) = CtFp8Linear::merged(&fp8) {
+        return Some(vec![(merged.operand(), merged.outs().to_vec())]);
+    }
+    let alone =
+        |linear: &&'a CtFp8Linear| (linear.operand(), vec![linear.packed_weight().dims().0]);
+    Some(fp8.iter().map(alone).collect())
 }

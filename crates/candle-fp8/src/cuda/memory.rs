@@ -7,8 +7,9 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::{
     CudaStorageSlice, SlicePtrOrNull, WrapErr, kernels as candle_kernels,
 };
-use candle_core::{CudaStorage, DType, Layout, Result, bail};
+use candle_core::{CpuStorage, CudaStorage, DType, InplaceOp1, Layout, Result, Tensor, bail};
 use candle_kernels_fp8::cuda::{self as kernels, Address};
+use std::cell::Cell;
 
 use super::{On, View};
 
@@ -23,6 +24,7 @@ macro_rules! on_slice {
     ($storage:expr, $slice:expr, $name:ident => $call:expr) => {
         match $slice {
             CudaStorageSlice::U8($name) => $call,
+            CudaStorageSlice::U32($name) => $call,
             CudaStorageSlice::BF16($name) => $call,
             CudaStorageSlice::F16($name) => $call,
             CudaStorageSlice::F32($name) => $call,
@@ -61,6 +63,58 @@ pub(crate) fn writes<'a>(
     Ok(on_slice!(dtype, &mut storage.slice, slice => of(slice, stream)))
 }
 
+/// The address of an element of a tensor that a kernel reads, and others after it.
+pub(crate) fn first<'a>((storage, layout): View<'a>, stream: &'a CudaStream) -> Result<InUse<'a>> {
+    reads(storage, layout.start_offset(), stream)
+}
+
+/// Calls `f` with the memory of a tensor on a GPU, and the address of its first element, for kernels that write into it
+/// where it lies: a cache, or scratch memory.
+///
+/// The tensor is locked meanwhile: `f` must not look at another view of the same memory.
+pub(crate) fn in_place<T>(
+    op: &'static str,
+    tensor: &Tensor,
+    f: impl FnOnce(&On<'_>, Address) -> Result<T>,
+) -> Result<T> {
+    struct InPlace<F, T> {
+        op: &'static str,
+        f: Cell<Option<F>>,
+        made: Cell<Option<T>>,
+    }
+    impl<T, F: FnOnce(&On<'_>, Address) -> Result<T>> InplaceOp1 for InPlace<F, T> {
+        fn name(&self) -> &'static str {
+            self.op
+        }
+
+        fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> Result<()> {
+            bail!("a tensor of another device in a kernel for CUDA")
+        }
+
+        fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+            let device = storage.device.clone();
+            let on = On::new(self.op, &device);
+            let offset = layout.start_offset() * storage.dtype().size_in_bytes();
+            let memory = writes(storage, on.stream())?;
+            if let Some(f) = self.f.take() {
+                self.made
+                    .set(Some(f(&on, memory.address + offset as Address)?));
+            }
+            Ok(())
+        }
+    }
+    let op = InPlace {
+        op,
+        f: Cell::new(Some(f)),
+        made: Cell::new(None),
+    };
+    tensor.inplace_op1(&op)?;
+    match op.made.take() {
+        Some(made) => Ok(made),
+        None => bail!("{}: an op in place was not called", op.op),
+    }
+}
+
 enum Memory<'a> {
     Tensor(&'a CudaStorage),
     Copy(CudaStorage),
@@ -97,6 +151,24 @@ impl<'a> Rows<'a> {
                 k,
                 stride: k,
             },
+        })
+    }
+
+    /// The tokens of a tensor `[.., H, D]`, each of them a row of `H · D`.
+    pub(crate) fn of_heads(
+        on: &On<'_>,
+        (storage, layout): (&'a CudaStorage, &Layout),
+    ) -> Result<Self> {
+        if let Some(layout) = merged_heads(layout) {
+            return Self::of(on, (storage, &layout));
+        }
+        let k = layout.dims().iter().rev().take(2).product::<usize>();
+        Ok(Self {
+            memory: Memory::Copy(contiguous(on, (storage, layout))?),
+            start: 0,
+            m: layout.shape().elem_count() / k.max(1),
+            k,
+            stride: k,
         })
     }
 
@@ -184,6 +256,19 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// A layout `[.., H, D]` as `[.., H · D]`, if heads follow each other.
+fn merged_heads(layout: &Layout) -> Option<Layout> {
+    let (&[ref leading @ .., heads, dim], &[ref strides @ .., head, inner]) =
+        (layout.dims(), layout.stride())
+    else {
+        return None;
+    };
+    let dense = (dim == 1 || inner == 1) && (heads == 1 || head == dim);
+    let dims = [leading, &[heads * dim]].concat();
+    let strides = [strides, &[1]].concat();
+    dense.then(|| Layout::new(dims.into(), strides, layout.start_offset()))
+}
+
 /// Elements from one row `[.., K]` to the next, if rows are dense, evenly spaced and apart.
 fn row_stride(layout: &Layout) -> Option<usize> {
     let (Some((&k, dims)), Some((&inner, strides))) =
@@ -268,5 +353,37 @@ mod tests {
         assert_eq!(stride(&[1, 4, 1, 5], &[99, 8, 99, 1]), Some(8));
         assert_eq!(stride(&[4, 0], &[1, 1]), Some(0));
         assert_eq!(stride(&[0, 5], &[1, 1]), Some(5));
+    }
+
+    #[test]
+    fn heads_that_follow_each_other_are_rows() {
+        let merged = |dims: &[usize], strides: &[usize]| {
+            merged_heads(&Layout::new(Shape::from(dims), strides.to_vec(), 3))
+        };
+        let is = |layout: Option<Layout>, dims: &[usize], strides: &[usize]| {
+            let layout = layout.expect("heads follow each other");
+            assert_eq!((layout.dims(), layout.stride()), (dims, strides));
+            assert_eq!(layout.start_offset(), 3);
+        };
+        is(
+            merged(&[2, 3, 4, 8], &[96, 32, 8, 1]),
+            &[2, 3, 32],
+            &[96, 32, 1],
+        );
+        // Some columns of a wider matrix, one head, and heads of one element.
+        is(
+            merged(&[2, 3, 4, 8], &[300, 100, 8, 1]),
+            &[2, 3, 32],
+            &[300, 100, 1],
+        );
+        is(
+            merged(&[2, 3, 1, 8], &[300, 100, 77, 1]),
+            &[2, 3, 8],
+            &[300, 100, 1],
+        );
+        is(merged(&[3, 4, 1], &[4, 1, 9]), &[3, 4], &[4, 1]);
+        assert!(merged(&[2, 3, 4, 8], &[96, 8, 24, 1]).is_none());
+        assert!(merged(&[2, 3, 4, 8], &[96, 32, 1, 4]).is_none());
+        assert!(merged(&[8], &[1]).is_none());
     }
 }

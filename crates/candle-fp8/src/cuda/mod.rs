@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::error::Error;
 
-pub(crate) use memory::{Rows, writes};
+pub(crate) use memory::{Rows, first, in_place, writes};
 pub(crate) use output::{Destination, Values, codes, tensor};
 
 /// A tensor's memory on a GPU, and where in it the tensor lies.

@@ -7,11 +7,11 @@ mod values;
 mod values_small;
 
 use cudarc::driver::sys;
-use std::ffi::c_void;
 
 use super::{Activations, ScaledMm, WeightLayout, in_parts, row_wise};
 use crate::ScaleLayout;
-use crate::cuda::error::{Error, check};
+use crate::cuda::error::Error;
+use crate::cuda::tensor_map::Map;
 use crate::cuda::{Address, Float, Panels};
 pub(super) use large::Sm90Large;
 pub(super) use large::launch as launch_large;
@@ -46,45 +46,6 @@ fn in_tiles(args: &ScaledMm) -> bool {
 /// Whether the copy engine can bring the operands, and scales change where a tile's part of K ends.
 fn in_boxes(args: &ScaledMm) -> bool {
     in_parts(args) && matches!(args.activations, Activations::Codes { .. })
-}
-
-/// A tensor as the copy engine sees it: sizes and strides from the innermost dimension on, which has no stride. What a
-/// copy brings is a tile.
-struct Map<'a> {
-    elements: sys::CUtensorMapDataType,
-    address: Address,
-    sizes: &'a [u64],
-    /// In bytes.
-    strides: &'a [u64],
-    tile: &'a [u32],
-    swizzle: sys::CUtensorMapSwizzle,
-}
-
-impl Map<'_> {
-    fn encode(&self) -> Result<sys::CUtensorMap, Error> {
-        let rank = self.sizes.len();
-        assert!(rank == self.tile.len() && rank == self.strides.len() + 1);
-        // SAFETY: zeros are a valid value of this plain C struct.
-        let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
-        // SAFETY: the arrays are as long as the rank asks for, 5 being the highest; the address is not read here.
-        check(unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &mut map,
-                self.elements,
-                rank as u32,
-                self.address as *mut c_void,
-                self.sizes.as_ptr(),
-                self.strides.as_ptr(),
-                self.tile.as_ptr(),
-                [1u32; 5].as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                self.swizzle,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        })?;
-        Ok(map)
-    }
 }
 
 /// Codes `[rows, k]`, or any bytes, row-major, in tiles of 128 bytes of `tile_rows` rows.

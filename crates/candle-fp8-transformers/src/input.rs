@@ -1,0 +1,36 @@
+//! What linears get from the op before them.
+
+use candle_compressed_tensors::{CtLinear, forward_quantized, forward_shared, shared_quantization};
+use candle_core::{Device, Result, Tensor};
+use candle_fp8::{Quantization, Quantized};
+
+/// The input `[B, L, in]` of linears: as values, or quantized by what computed it, so that no values are stored.
+#[derive(Debug)]
+pub(crate) enum LinearInput {
+    Values(Tensor),
+    Quantized(Quantized),
+}
+
+impl LinearInput {
+    /// How what computes the input of these linears may quantize it: where all ask for the same, and a kernel does both
+    /// at once.
+    pub(crate) fn quantization(linears: &[&CtLinear], device: &Device) -> Option<Quantization> {
+        shared_quantization(linears).filter(|_| device.is_cuda())
+    }
+
+    /// The outputs of several linears.
+    pub(crate) fn forward(&self, linears: &[&CtLinear]) -> Result<Vec<Tensor>> {
+        match self {
+            Self::Values(x) => forward_shared(linears, x),
+            Self::Quantized(x) => forward_quantized(linears, x),
+        }
+    }
+
+    /// The values of an input that was not to be quantized.
+    pub(crate) fn values(&self) -> Result<&Tensor> {
+        match self {
+            Self::Values(x) => Ok(x),
+            Self::Quantized(_) => candle_core::bail!("values were asked of a quantized input"),
+        }
+    }
+}

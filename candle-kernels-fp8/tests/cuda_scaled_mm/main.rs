@@ -219,6 +219,7 @@ fn each_kernel() {
         ((5, 130, 656), blocks, None),
         ((40, 130, 656), blocks, None),
         ((150, 260, 656), blocks, None),
+        ((150, 260, 1536), blocks, None), // rows of scales are whole pieces of 16 bytes
         ((3, 130, 528), rows, Some(Float::Bf16)),
         ((150, 260, 528), rows, Some(Float::F16)),
         ((70, 260, 528), blocks, Some(Float::Bf16)),

@@ -13,9 +13,9 @@
 
 constexpr uint32_t DEPTH = 128, PAIR = 2, GROUP = 2048; // GROUP: tokens whose tiles are computed together
 constexpr uint32_t CONSUMERS = 2, WARPGROUP = 128;
-constexpr uint32_t SUPPLIERS = CONSUMERS * 32; // threads that load scales: one for the four that hold the same rows
+constexpr uint32_t SUPPLIERS = CONSUMERS; // warps that load scales
 
-// A supplier's scales of a step: of its rows of each product.
+// Scales of a step for four threads that hold sums of the same rows: of those rows of each product.
 template <uint32_t PRODUCTS>
 struct alignas(8 * PRODUCTS) PartScales {
     float row[PRODUCTS * 2];
@@ -36,7 +36,7 @@ struct Shared {
     alignas(1024) uint8_t x[STAGES][ROWS][DEPTH];
     alignas(1024) uint8_t weight[STAGES][COLS][DEPTH];
     alignas(16) uint16_t results[CONSUMERS * 4][16][PART + PAD]; // of a warp: 16 rows
-    PartScales<PRODUCTS> part_scales[STAGES][RUNS][SUPPLIERS];
+    PartScales<PRODUCTS> part_scales[STAGES][RUNS][CONSUMERS * 32];
     float scales[CONSUMERS][COLS], bias[CONSUMERS][COLS], row_scales[CONSUMERS][GROUP_ROWS];
     uint64_t full[STAGES], empty[STAGES];
 };
@@ -86,35 +86,49 @@ __device__ __forceinline__ void produce(Shared<ROWS, COLS>& shared, const Scaled
     }
 }
 
-// Puts scales into the ring. A supplier's are those of a group's threads that hold its rows of sums.
+// Puts scales into the ring: a warp those of a group's rows. A line of memory holds scales of many steps, but of few
+// rows, and each line that a load touches takes time which copies and products want, too. So a lane loads four steps at
+// once, of each 16th row, its neighbour the four that follow: eight steps are the least that memory gives.
 template <uint32_t ROWS, uint32_t COLS>
 __device__ __forceinline__ void supply(Shared<ROWS, COLS>& shared, const ScaledMm& args, uint32_t rank,
-                                       uint32_t supplier) {
+                                       uint32_t group) {
     using Ring = Shared<ROWS, COLS>;
+    constexpr uint32_t LANE_ROWS = Ring::GROUP_ROWS / 16, RUNS = Ring::RUNS, BATCH = 8; // BATCH: steps loaded together
     const Tiles<ROWS, COLS> tiles(args);
-    const uint32_t steps = (args.k + DEPTH - 1) / DEPTH;
+    const uint32_t steps = (args.k + DEPTH - 1) / DEPTH, lane = threadIdx.x % 32, row = lane / 2, quad = lane % 2;
     uint32_t stage = 0, phase = 0;
     for (uint32_t tile = blockIdx.x / PAIR; tile < tiles.count(); tile += gridDim.x / PAIR) {
-        uint32_t row, pair, rows[Ring::PRODUCTS * 2];
-        tiles.place(tile, row, pair);
-        const uint32_t first_row = row * ROWS + supplier / 32 * Ring::GROUP_ROWS + supplier / 8 % 4 * 16 + supplier % 8;
+        uint32_t tile_row, pair, of_runs[RUNS];
+        tiles.place(tile, tile_row, pair);
+        const uint32_t first_row = tile_row * ROWS + group * Ring::GROUP_ROWS + row;
 #pragma unroll
-        for (uint32_t i = 0; i < Ring::PRODUCTS * 2; i++) rows[i] = first_row + i / 2 * 64 + i % 2 * 8;
-        const uint32_t first_col = (pair * PAIR + rank) * COLS;
-        auto give = [&](const float (&scales)[Ring::RUNS][Ring::PRODUCTS * 2]) {
-            barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
+        for (uint32_t run = 0; run < RUNS; run++) {
+            const uint32_t col = min((pair * PAIR + rank) * COLS + run * Ring::RUN, args.n - 1);
+            of_runs[run] = quotient(col, args.weight_scale_rows);
+        }
+        for (uint32_t base = 0; base < steps; base += BATCH) {
+            float row_scales[LANE_ROWS][4], run_scales[RUNS][4];
+            load_steps(row_scales, args.x_scales, args.x_scale_row, args.x_scale_run, base + quad * 4, steps,
+                       [&](uint32_t i) { return min(first_row + i * 16, args.m - 1); });
+            load_steps(run_scales, args.weight_scales, args.weight_scale_row, args.weight_scale_run, base + quad * 4,
+                       steps, [&](uint32_t run) { return of_runs[run]; });
 #pragma unroll
-            for (uint32_t run = 0; run < Ring::RUNS; run++) {
-                PartScales<Ring::PRODUCTS> part;
+            for (uint32_t step = 0; step < BATCH; step++) {
+                if (base + step >= steps) break;
+                barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
+                if (quad == step / 4) {
 #pragma unroll
-                for (uint32_t i = 0; i < Ring::PRODUCTS * 2; i++) part.row[i] = scales[run][i];
-                shared.part_scales[stage][run][supplier] = part;
+                    for (uint32_t i = 0; i < RUNS * LANE_ROWS; i++) {
+                        const uint32_t run = i / LANE_ROWS, at = i % LANE_ROWS; // row at * 16 + row of the group
+                        auto& part = shared.part_scales[stage][run][group * 32 + at % 4 * 8 + row % 8];
+                        part.row[at / 4 * 2 + row / 8] = row_scales[at][step % 4] * run_scales[run][step % 4];
+                    }
+                }
+                __syncwarp();
+                if (lane == 0) barrier_arrive(shared_address(&shared.full[stage]));
+                if (++stage == Ring::STAGES) stage = 0, phase ^= 1;
             }
-            __syncwarp();
-            if (supplier % 32 == 0) barrier_arrive(shared_address(&shared.full[stage]));
-            if (++stage == Ring::STAGES) stage = 0, phase ^= 1;
-        };
-        supply_scales<false, Ring::RUNS>(args, rows, first_col, Ring::RUN, 0, steps, give);
+        }
     }
 }
 
@@ -347,7 +361,7 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
         prefetch_map(&x);
         prefetch_map(&weight);
         for (uint32_t i = 0; i < shared.STAGES; i++) {
-            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + SUPPLIERS / 32 : 1);
+            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + SUPPLIERS : 1);
             barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * PAIR); // warps
         }
         barrier_init_fence();
@@ -356,14 +370,14 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
     launch_dependents();
     wait_for_inputs();
     // Of a thread. The three warpgroups start with 168 each: asking for more than that in all would wait forever.
-    constexpr uint32_t FEW_REGISTERS = BLOCK ? 72 : 40, REGISTERS = (3 * 168 - FEW_REGISTERS) / 2;
+    constexpr uint32_t FEW_REGISTERS = BLOCK ? 88 : 40, REGISTERS = (3 * 168 - FEW_REGISTERS) / 2;
     static_assert(FEW_REGISTERS % 8 == 0 && REGISTERS % 8 == 0);
     if (threadIdx.x < WARPGROUP) {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEW_REGISTERS));
         if (threadIdx.x == 0) { // elect_one would make this 3% slower where tiles are 128 x 128
             produce(shared, args, x, weight, rank);
-        } else if (BLOCK && threadIdx.x >= WARPGROUP - SUPPLIERS) {
-            supply(shared, args, rank, threadIdx.x - (WARPGROUP - SUPPLIERS));
+        } else if (BLOCK && threadIdx.x >= WARPGROUP - SUPPLIERS * 32) {
+            supply(shared, args, rank, threadIdx.x / 32 - (WARPGROUP / 32 - SUPPLIERS));
         }
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));

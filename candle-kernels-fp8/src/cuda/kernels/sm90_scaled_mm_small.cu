@@ -86,15 +86,15 @@ __device__ __forceinline__ void supply(Shared<COLS>& shared, const ScaledMm& arg
     uint32_t tokens[TOKENS], stage = 0, phase = 0;
 #pragma unroll
     for (uint32_t i = 0; i < TOKENS; i++) tokens[i] = col + i * 32 + lane;
-    auto give = [&](const float (&scales)[1][TOKENS]) {
+    auto give = [&](const float (&scales)[TOKENS]) {
         barrier_wait(shared_address(&shared.empty[stage]), phase ^ 1);
 #pragma unroll
-        for (uint32_t i = 0; i < TOKENS; i++) shared.scales[stage][i * 32 + lane] = scales[0][i];
+        for (uint32_t i = 0; i < TOKENS; i++) shared.scales[stage][i * 32 + lane] = scales[i];
         __syncwarp();
         if (lane == 0) barrier_arrive(shared_address(&shared.full[stage]));
         if (++stage == STAGES) stage = 0, phase ^= 1;
     };
-    supply_scales<(COLS <= 64), 1>(args, tokens, row, ROWS, share.begin, share.end, give);
+    supply_scales<(COLS <= 64)>(args, tokens, row, share.begin, share.end, give);
 }
 
 template <uint32_t COLS, bool BLOCK>

@@ -29,27 +29,47 @@ __device__ __forceinline__ void fetch_scales(const ScaledMm& args, uint32_t firs
     }
 }
 
-// Gives `give` the scales of each step of 128 along K in [begin, end), one step after the other: scales[run][i] is that of
-// tokens[i] times that of the feature `run * width` after `feature`. Loads of four steps are under way together; with
-// AHEAD those of the next ones, too, at the price of as many registers again. Scales of a token lie beside each other: they
-// come four at once where they may, as a load for each would keep the cache as busy as the tiles do.
-template <bool AHEAD, uint32_t RUNS, uint32_t TOKENS, typename Give>
+// Scales of four steps of 128 along K from `step` on, a multiple of 4, in [row * stride + k / run]: to[i] gets those of
+// row_of(i). Past the end they are any. The number of all scales fits 32 bits.
+template <uint32_t COUNT, typename RowOf>
+__device__ __forceinline__ void load_steps(float (&to)[COUNT][4], const float* scales, uint32_t stride, uint32_t run,
+                                           uint32_t step, uint32_t steps, RowOf row_of) {
+    // Four steps of a row are 16 bytes, aligned to as much.
+    if (run == 128 && stride % 4 == 0 && reinterpret_cast<uint64_t>(scales) % 16 == 0) {
+        const uint32_t at = min(step, stride - 4);
+#pragma unroll
+        for (uint32_t i = 0; i < COUNT; i++) {
+            const float4 four = *reinterpret_cast<const float4*>(scales + row_of(i) * stride + at);
+            to[i][0] = four.x, to[i][1] = four.y, to[i][2] = four.z, to[i][3] = four.w;
+        }
+    } else {
+        const Run last(run, steps - 1);
+        Run at(run, step);
+#pragma unroll
+        for (uint32_t j = 0; j < 4; j++, at.advance()) {
+#pragma unroll
+            for (uint32_t i = 0; i < COUNT; i++) to[i][j] = scales[row_of(i) * stride + min(at.index, last.index)];
+        }
+    }
+}
+
+// Gives `give` the scales of each step of 128 along K in [begin, end), one step after the other: scales[i] is that of
+// tokens[i] times that of `feature`. Loads of four steps are under way together; with AHEAD those of the next ones, too,
+// at the price of as many registers again. Scales of a token lie beside each other: they come four at once where they
+// may, as a load for each would keep the cache as busy as the tiles do.
+template <bool AHEAD, uint32_t TOKENS, typename Give>
 __device__ __forceinline__ void supply_scales(const ScaledMm& args, const uint32_t (&tokens)[TOKENS], uint32_t feature,
-                                              uint32_t width, uint32_t begin, uint32_t end, Give give) {
+                                              uint32_t begin, uint32_t end, Give give) {
     constexpr uint32_t BATCH = 4;
     const bool four_at_once = args.x_scale_run == 128 && args.x_scale_row % BATCH == 0 && begin % BATCH == 0 &&
                               reinterpret_cast<uintptr_t>(args.x_scales) % sizeof(float4) == 0;
     // Places in arrays of scales: their number fits 32 bits.
-    uint32_t of_tokens[TOKENS], of_runs[RUNS];
+    uint32_t of_tokens[TOKENS];
 #pragma unroll
     for (uint32_t i = 0; i < TOKENS; i++) of_tokens[i] = min(tokens[i], args.m - 1) * args.x_scale_row;
-#pragma unroll
-    for (uint32_t run = 0; run < RUNS; run++) {
-        const uint32_t row = min(feature + run * width, args.n - 1);
-        of_runs[run] = quotient(row, args.weight_scale_rows) * args.weight_scale_row;
-    }
+    const uint32_t of_feature = quotient(min(feature, args.n - 1), args.weight_scale_rows) * args.weight_scale_row;
     struct Batch {
-        float tokens[BATCH][TOKENS], runs[BATCH][RUNS];
+        float tokens[BATCH][TOKENS], feature[BATCH];
     };
     Run token_run(args.x_scale_run, begin), feature_run(args.weight_scale_run, begin);
     auto load = [&](Batch& batch, uint32_t base) {
@@ -68,10 +88,7 @@ __device__ __forceinline__ void supply_scales(const ScaledMm& args, const uint32
             for (uint32_t i = 0; i < TOKENS; i++) {
                 if (!four_at_once) batch.tokens[step][i] = args.x_scales[of_tokens[i] + token_run.index];
             }
-#pragma unroll
-            for (uint32_t run = 0; run < RUNS; run++) {
-                batch.runs[step][run] = args.weight_scales[of_runs[run] + feature_run.index];
-            }
+            batch.feature[step] = args.weight_scales[of_feature + feature_run.index];
             // Past the end those of the last step, unused.
             if (base + step + 1 < end) token_run.advance(), feature_run.advance();
         }
@@ -83,11 +100,9 @@ __device__ __forceinline__ void supply_scales(const ScaledMm& args, const uint32
 #pragma unroll
         for (uint32_t step = 0; step < BATCH; step++) {
             if (base + step < end) {
-                float scales[RUNS][TOKENS];
+                float scales[TOKENS];
 #pragma unroll
-                for (uint32_t i = 0; i < RUNS * TOKENS; i++) {
-                    scales[i / TOKENS][i % TOKENS] = now.tokens[step][i % TOKENS] * now.runs[step][i / TOKENS];
-                }
+                for (uint32_t i = 0; i < TOKENS; i++) scales[i] = now.tokens[step][i] * now.feature[step];
                 give(scales);
             }
         }

@@ -74,6 +74,10 @@ __device__ __forceinline__ float2 load_shared2(uint32_t from) {
     return value;
 }
 
+__device__ __forceinline__ void store_shared(uint32_t to, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(value) : "memory");
+}
+
 // A barrier of `threads` threads of the block; 0 is that of __syncthreads.
 __device__ __forceinline__ void named_barrier(uint32_t id, uint32_t threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

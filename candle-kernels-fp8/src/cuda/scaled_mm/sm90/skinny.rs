@@ -3,6 +3,7 @@
 use cudarc::driver::CudaStream;
 
 use super::{ALIGNED, DEPTH, SHARED, in_boxes, weight_map, x_boxes_map, x_map};
+use crate::ScaleLayout;
 use crate::cuda::Gpu;
 use crate::cuda::error::Error;
 use crate::cuda::launch::{Launch, args};
@@ -52,6 +53,7 @@ impl Sm90Skinny {
             true => rows.max((RING / args.k as u32).next_multiple_of(8).min(MOST_ROWS)),
             // Memory is busy without all multiprocessors, and fewer blocks fetch the activations fewer times.
             false if args.m <= 16 => rows.max((n / 32).next_multiple_of(8).min(48)),
+            false if args.m <= 32 => rows.max((n / 64).next_multiple_of(8).min(32)),
             false => rows,
         };
         let copies = match args.weight_layout {
@@ -67,12 +69,22 @@ impl Sm90Skinny {
             Copies::Tiles => true,
             Copies::Pieces => args.weight_layout == WeightLayout::Panels && args.m <= 32,
         };
-        comes && in_boxes(args) && args.m <= 64
+        // Features of a tile lie in two rows of blocks at most.
+        let scales = match args.layout {
+            ScaleLayout::Block { rows, .. } => rows >= args.n.min(self.rows as usize),
+            _ => true,
+        };
+        comes && scales && in_boxes(args) && args.m <= 64 && self.ring(args).stages >= 2
     }
 
     /// How the tiles of a product lie in shared memory.
     fn ring(self, args: &ScaledMm) -> Ring {
-        Ring::new(self.rows, Self::tokens(args), row_wise(args))
+        let boxes = if row_wise(args) {
+            0
+        } else {
+            args.k.div_ceil(DEPTH)
+        };
+        Ring::new(self.rows, Self::tokens(args), boxes as u32)
     }
 
     /// Tokens of an instruction.
@@ -112,28 +124,25 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(rows: u32, tokens: u32, row_wise: bool) -> Self {
+    /// With scales of `scaled` boxes along K: none where they do not change along it.
+    fn new(rows: u32, tokens: u32, scaled: u32) -> Self {
         let (boxes, blocks, tiles) = match tokens {
-            ..=16 if row_wise => (8, 1, 2),
+            ..=16 => (8, 1, 2),
             ..=32 => (4, 1, 2),
             _ => (2, 2, 1),
         };
-        // Sums of two warpgroups, for so many tiles, scales, barriers; then the stages, with scales where they change
-        // along K.
+        // Sums of two warpgroups, for so many tiles, scales, barriers; then the stages; then scales that change along K,
+        // of tokens, and of two tiles in two rows of blocks each.
         let sums = tiles * 2 * tokens * (MOST_ROWS + 4) * 4;
         let before = (sums + tokens * 4 + 2 * MOST_STAGES * 8).next_multiple_of(ALIGNED) + ALIGNED;
-        let scales = if row_wise {
-            0
-        } else {
-            (MOST_ROWS + tokens) * 4
-        };
-        let stage = boxes * ((rows + tokens) * DEPTH as u32 + scales);
-        let stages = ((SHARED - before) / stage).min(MOST_STAGES);
+        let scales = scaled.next_multiple_of(boxes) * (tokens + 2 + 4) * 4;
+        let stage = boxes * (rows + tokens) * DEPTH as u32;
+        let stages = (SHARED.saturating_sub(before + scales) / stage).min(MOST_STAGES);
         Self {
             boxes,
             blocks,
             stages,
-            shared: before + stages * stage,
+            shared: before + stages * stage + scales,
         }
     }
 }
@@ -165,7 +174,7 @@ pub(in crate::cuda::scaled_mm) unsafe fn launch(
     let groups = groups.min(gpu.processors / blocks);
     let launch = Launch {
         grid: [groups * blocks, 1, 1],
-        threads: if row_wise(args) { 288 } else { 320 },
+        threads: 288,
         shared: ring.shared,
         cluster: blocks,
         dependent: args.dependent,
@@ -198,11 +207,8 @@ mod tests {
     #[test]
     fn what_is_read_past_a_stage_is_in_the_ring() {
         for rows in (8..=MOST_ROWS).step_by(8) {
-            for (tokens, row_wise) in [8, 16, 32, 64]
-                .into_iter()
-                .flat_map(|m| [(m, true), (m, false)])
-            {
-                let ring = Ring::new(rows, tokens, row_wise);
+            for (tokens, scaled) in [8, 16, 32, 64].into_iter().flat_map(|m| [(m, 0), (m, 32)]) {
+                let ring = Ring::new(rows, tokens, scaled);
                 let Ring {
                     boxes,
                     stages,

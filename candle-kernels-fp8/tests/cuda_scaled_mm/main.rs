@@ -207,30 +207,53 @@ fn every_size() {
 
 /// The code of each kernel, by few and small problems: for tools under which launches take long. One K goes round every
 /// ring.
-#[test]
-fn each_kernel() {
+fn each_kernel(of: &str, sizes: &[Sizes], scales: (ScaleLayout, Scaling), float: Option<Float>) {
     let Some(device) = Device::get() else { return };
     let mut report = Report::default();
-    let (rows, blocks) = (cases::OF_CODES[0], cases::OF_CODES[1]);
-    for (i, (sizes, (layout, scaling), float)) in [
-        ((2, 70, 8528), rows, None),
-        ((20, 130, 1040), rows, None),
-        ((150, 260, 1040), rows, None),
-        ((5, 130, 656), blocks, None),
-        ((40, 130, 656), blocks, None),
-        ((150, 260, 656), blocks, None),
-        ((150, 260, 1536), blocks, None), // rows of scales are whole pieces of 16 bytes
-        ((3, 130, 528), rows, Some(Float::Bf16)),
-        ((150, 260, 528), rows, Some(Float::F16)),
-        ((70, 260, 528), blocks, Some(Float::Bf16)),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let problem = cases::problem(sizes, layout, scaling, float, 6000 + i as u64);
-        report.check_those(&device, "kernel", &problem, one_of_each);
+    for (seed, &sizes) in (6000..).zip(sizes) {
+        let problem = cases::problem(sizes, scales.0, scales.1, float, seed);
+        report.check_those(&device, of, &problem, one_of_each);
     }
-    report.finish("each kernel");
+    report.finish(of);
+}
+
+type Sizes = (usize, usize, usize);
+
+#[test]
+fn each_kernel_of_few_rows() {
+    let sizes = [(2, 70, 8528), (20, 130, 1040), (40, 130, 1040)];
+    each_kernel("few rows", &sizes, cases::OF_CODES[0], None);
+}
+
+#[test]
+fn each_kernel_of_many_rows() {
+    each_kernel("many rows", &[(150, 260, 1040)], cases::OF_CODES[0], None);
+}
+
+#[test]
+fn each_kernel_of_blocks_and_few_rows() {
+    let sizes = [(5, 130, 656), (20, 130, 656), (40, 130, 656)];
+    each_kernel("blocks, few rows", &sizes, cases::OF_CODES[1], None);
+}
+
+#[test]
+fn each_kernel_of_blocks_and_many_rows() {
+    // Of 1536, rows of scales are whole pieces of 16 bytes.
+    let sizes = [(150, 260, 656), (150, 260, 1536)];
+    each_kernel("blocks, many rows", &sizes, cases::OF_CODES[1], None);
+}
+
+#[test]
+fn each_kernel_of_values() {
+    let (rows, blocks) = (cases::OF_CODES[0], cases::OF_CODES[1]);
+    each_kernel("few values", &[(3, 130, 528)], rows, Some(Float::Bf16));
+    each_kernel("many values", &[(150, 260, 528)], rows, Some(Float::F16));
+    each_kernel(
+        "values and blocks",
+        &[(70, 260, 528)],
+        blocks,
+        Some(Float::Bf16),
+    );
 }
 
 /// Products of more tiles than multiprocessors, for kernels whose blocks stay and take one tile after the other: what a ring

@@ -128,7 +128,7 @@ impl Ring {
     fn new(rows: u32, tokens: u32, scaled: u32) -> Self {
         let (boxes, blocks, tiles) = match tokens {
             ..=16 => (8, 1, 2),
-            ..=32 => (4, 1, 2),
+            17..=32 => (4, 1, 2),
             _ => (2, 2, 1),
         };
         // Sums of two warpgroups, for so many tiles, scales, barriers; then the stages; then scales that change along K,

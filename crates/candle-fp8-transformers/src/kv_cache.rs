@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Tensor};
 use candle_fp8::{AttentionScratch, Cached, RopeAppend};
 
+use crate::error::gib;
 #[cfg(feature = "cuda")]
 use crate::step::Kept;
-use crate::error::gib;
 use crate::{Error, ModelConfig, Result, RotaryEmbedding};
 
 /// Keys and values of the positions seen so far, for a batch of sequences of equal length.
@@ -69,10 +69,7 @@ impl KvCache {
         };
         let what = || {
             let all = (bytes as u64).saturating_mul(config.num_hidden_layers as u64);
-            format!(
-                "a KV cache of {batch} × {max_seq} positions ({})",
-                gib(all)
-            )
+            format!("a KV cache of {batch} × {max_seq} positions ({})", gib(all))
         };
         // On the host, memory that is not there would end the program.
         if device.is_cpu() && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
@@ -81,12 +78,12 @@ impl KvCache {
                 free: None,
             });
         }
-        let layers = (0..config.num_hidden_layers)
-            .map(|_| Ok(Tensor::zeros(shape, dtype, device)?))
-            .collect::<Result<_>>();
-        let scratch = || Ok(AttentionScratch::new(device)?);
-        let made = layers.and_then(|layers| Ok((layers, scratch()?)));
-        let (layers, scratch) = made.map_err(|error: Error| error.during(device, what))?;
+        let make = || -> Result<(Vec<Tensor>, AttentionScratch)> {
+            let layers = (0..config.num_hidden_layers).map(|_| Tensor::zeros(shape, dtype, device));
+            let layers = layers.collect::<candle_core::Result<_>>()?;
+            Ok((layers, AttentionScratch::new(device)?))
+        };
+        let (layers, scratch) = make().map_err(|error| error.during(device, what))?;
         Ok(Self {
             layers,
             angles: None,

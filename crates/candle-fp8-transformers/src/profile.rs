@@ -163,7 +163,9 @@ impl<'p> Timer<'p> {
     pub(crate) fn end(self) -> candle_core::Result<()> {
         #[cfg(feature = "cuda")]
         if let Some(profile) = self.0 {
-            profile.events.settle(|part, time| profile.add(part, time))?;
+            profile
+                .events
+                .settle(|part, time| profile.add(part, time))?;
         }
         Ok(())
     }

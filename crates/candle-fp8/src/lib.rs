@@ -67,6 +67,7 @@ mod dequantize;
 mod device_memory;
 mod error;
 mod fake_quantize;
+mod from_bytes;
 mod kernel;
 #[cfg(feature = "cuda")]
 mod launches;
@@ -92,6 +93,7 @@ pub use device_memory::{
     reset_peak_memory,
 };
 pub use fake_quantize::fake_quantize;
+pub use from_bytes::from_bytes;
 pub use kernel::fp8_kernels;
 #[cfg(feature = "cuda")]
 pub use launches::{CacheHeads, LaunchActivations, LaunchRope, Launches};

@@ -18,8 +18,8 @@ impl Events {
         &self,
         device: &CudaDevice,
         part: Part,
-        work: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, E> {
+        work: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
         let start = event(device)?;
         let result = work()?;
         let end = event(device)?;

@@ -134,6 +134,8 @@ mod tests {
         assert!(is_out_of_memory(&plain.context("loading a weight").bt()));
         let cublas = Error::Msg("CublasError(CUBLAS_STATUS_ALLOC_FAILED)".into());
         assert!(is_out_of_memory(&cublas));
-        assert!(!is_out_of_memory(&Error::Msg("CUDA_ERROR_LAUNCH_FAILED".into())));
+        assert!(!is_out_of_memory(&Error::Msg(
+            "CUDA_ERROR_LAUNCH_FAILED".into()
+        )));
     }
 }

@@ -58,7 +58,7 @@ impl Need {
 }
 
 /// Weights that are not made, and the bytes that they were asked to have.
-fn measured() -> (RandomWeights, Arc<AtomicU64>) {
+pub(crate) fn measured() -> (RandomWeights, Arc<AtomicU64>) {
     let bytes = Arc::new(AtomicU64::new(0));
     let counter = bytes.clone();
     let weights = RandomWeights::measure(move |made| {

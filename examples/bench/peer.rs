@@ -1,5 +1,7 @@
 //! The same shape without FP8, and on other people's code.
 
+use std::sync::atomic::Ordering;
+
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_fp8_transformers::{ModelConfig, stock};
@@ -7,6 +9,7 @@ use candle_transformers::models::llama::{Cache, Config, Llama};
 use clap::ValueEnum;
 
 use super::measure::Subject;
+use super::memory;
 use super::random::RandomWeights;
 use super::shape::Shape;
 
@@ -90,6 +93,18 @@ impl StockLlama {
         device: &Device,
     ) -> Result<Self> {
         let config = stock::llama_config(config)?;
+        if let Some(usage) = candle_fp8::memory_usage(device)? {
+            // Candle's loader panics where there is no memory for a layer.
+            let (measured, bytes) = memory::measured();
+            Llama::load(measured.var_builder(Self::DTYPE, &Device::Cpu), &config)?;
+            if bytes.load(Ordering::Relaxed) > usage.free() {
+                return Err(candle_fp8_transformers::Error::OutOfMemory {
+                    what: "the weights".into(),
+                    free: Some(usage.free()),
+                }
+                .into());
+            }
+        }
         let vb = weights.var_builder(Self::DTYPE, device);
         Ok(Self {
             llama: Llama::load(vb, &config)?,

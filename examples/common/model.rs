@@ -186,6 +186,7 @@ impl ModelArgs {
         config: ModelConfig,
     ) -> anyhow::Result<Loaded> {
         let device = self.device.device()?;
+        let usage = candle_fp8::memory_usage(&device)?;
         let (start, host_memory) = (Instant::now(), Watch::start());
         let dtype = self.device.dtype(&device);
         let checkpoint = quantizer.checkpoint().clone();
@@ -203,6 +204,23 @@ impl ModelArgs {
             Ok(model)
         });
         bar.finish_and_clear();
+        let no_room = |error: &candle_fp8_transformers::Error| match error {
+            candle_fp8_transformers::Error::Candle(error) => candle_fp8::is_out_of_memory(error),
+            _ => false,
+        };
+        let model = match (model, usage) {
+            (Err(error), Some(usage)) if no_room(&error) => bail!(
+                "{}: its tensors take {} in the files, and {} were free on the device{}",
+                cannot_load(&checkpoint),
+                units::bytes(checkpoint.bytes()),
+                units::bytes(usage.free()),
+                match self.load.dequantize {
+                    true => "; without --dequantize they take no more than that",
+                    false => "; --cpu does without it",
+                }
+            ),
+            (model, _) => model,
+        };
         Ok(Loaded {
             load_time: start.elapsed(),
             host_memory: host_memory.stop(),

@@ -22,7 +22,7 @@ pub(super) fn usage(device: &CudaDevice) -> Result<Option<MemoryUsage>> {
     Ok(Some(MemoryUsage {
         total,
         used,
-        peak,
+        peak: peak.max(used),
         outside: total.saturating_sub(free).saturating_sub(reserved),
     }))
 }

@@ -1,8 +1,8 @@
 //! How much of a device's memory is in use, and what becomes of memory that is freed.
 //!
 //! Candle takes a GPU's memory from a pool of the driver's, in the order of a stream. As the driver sets it up, the pool
-//! gives back what is free whenever something waits for the device, and the next tensors have to be mapped anew: some
-//! 0.1 ms for 100 MB. See [`keep_freed_memory`].
+//! gives back what is free whenever something waits for the device, and the next tensors have to be mapped anew. See
+//! [`keep_freed_memory`].
 
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -159,6 +159,9 @@ fn llama_without_arguments_tells_a_story() {
     assert!(!figures[1].contains("stopped by"), "{figures:?}");
     assert_eq!(figures[3], "28 of 28 linears in FP8");
     assert_eq!(figures[4], "cpu, f32, activations as-checkpoint");
+    let loading = figures[5].strip_prefix("loaded in ").unwrap();
+    let seconds = loading.split(" s").next().unwrap();
+    assert!(seconds.parse::<f64>().unwrap() < 60.0, "{figures:?}");
     // 28 linears of 2.75 million parameters at a byte each, and 0.26 million embeddings in BF16, as they are stored.
     let mib = figures[2].strip_prefix("weights: ").unwrap();
     let mib: f64 = mib.strip_suffix(" MiB").unwrap().parse().unwrap();

@@ -1,5 +1,7 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, ensure};
 use candle_fp8_examples::DeviceArgs;
 use clap::Parser;
@@ -62,9 +64,14 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) profile: bool,
 
-    /// Run everything on other code too, and print how many times as fast ours is.
-    #[arg(long, value_enum, value_name = "PEER")]
-    pub(crate) peer: Option<Peer>,
+    /// Run everything on other models of the shape too, one after the other, and print how many times as fast ours is.
+    #[arg(long, value_enum, value_name = "PEER", value_delimiter = ',')]
+    pub(crate) peer: Vec<Peer>,
+
+    /// Write the model into a new folder as a checkpoint, with the tokenizer of this repository's stories, and measure
+    /// nothing. For shapes without experts.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["prefill", "decode", "context", "batch", "profile", "peer", "linears", "json"])]
+    pub(crate) save: Option<PathBuf>,
 
     /// Time single linears of the shape instead of the model. CPU only.
     #[arg(long, conflicts_with_all = ["layers", "lm_head", "prefill", "decode", "context", "batch", "profile", "peer"])]
@@ -111,17 +118,22 @@ What is measured:
              fast in one second as in the next, so the rate above the table, the best of 8 reads of 512 MiB before
              everything and 8 after it, is another. The rate of multiply-adds there, of the kind that the matmuls use and
              from registers alone, is the better of one before and one after. CPU only.
+  device memory
+             On CUDA, what tensors take. 'To work in' is the most that a prefill has beside weights and KV cache;
+             'outside' of the tensors' pool are the context, kernels' code, and other programs.
   --profile  Means over the steps of a decode run, and over 3 prompts. GB/s are of a part's weights and scales, or of
-             keys and values; GFLOP/s of the products with weights. 'rest' is what no part accounts for.
+             keys and values; GFLOP/s of the products with weights. 'rest' is what no part accounts for. Op by op: on
+             CUDA, where other decode steps are replayed as a graph, a step takes longer.
   --linears  Each call as the model makes it, quantization of its input and allocation of its result included: the
              median over at least 0.4 s and 3 calls, after some elements were checked against f64. Copies of the weights
              take turns, so that they come from memory. '% of peak' is the time that the machine needs at least (weights
              and scales at its read bandwidth, or 2·M·N·K operations at its multiply-add rate, whichever is longer, as
              'bound' says) in the time that was taken. Candle's is the fastest call of candle_nn::Linear on BF16
              activations and weights of the same shape, all weights in one.
-  --peer candle
-             The Llama of candle-transformers as it is, all in BF16, on weights as random, with the same allocator. After
-             our model has left the memory; at most 8 decode steps a run. '×' is ours divided by theirs.
+  --peer     After our model has left the memory; on a CPU at most 8 decode steps a run. '×' is ours divided by theirs.
+             dequantized: the same weights, with all linears dense in the model's dtype, on our code.
+             candle: the Llama of candle-transformers as it is, all in BF16, on weights as random, with the same
+             allocator. It keeps scores of all queries and heads: 'no memory' stands where they do not fit.
 Logits are checked to be finite in every step; if they are not, the run fails.";
 
 impl Args {
@@ -136,7 +148,7 @@ impl Args {
             self.rows.iter().all(|&rows| rows > 0),
             "--rows: expected numbers of at least 1"
         );
-        if let Some(peer) = self.peer {
+        for peer in &self.peer {
             peer.check(self.shape)?;
         }
         Ok(())

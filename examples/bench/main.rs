@@ -1,6 +1,7 @@
 //! Times prompts and decode steps of a model of random FP8 weights: no checkpoint is needed.
 
 mod args;
+mod device_memory;
 mod exact;
 mod fill;
 mod linears;
@@ -11,6 +12,7 @@ mod peer;
 mod profile;
 mod random;
 mod report;
+mod save;
 mod shape;
 mod traffic;
 
@@ -26,7 +28,9 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use args::Args;
+use device_memory::Watch;
 use machine::{Machine, Reader};
+use measure::Subject;
 use memory::{Largest, Need};
 use peer::{Peer, StockLlama};
 use random::RandomWeights;
@@ -46,6 +50,9 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let args = Args::parse();
     args.check()?;
+    if let Some(dir) = &args.save {
+        return save::save(args.shape, args.layers(), args.lm_head, dir);
+    }
     let device = args.device.device()?;
     let dtype = args.device.dtype(&device);
     let mut report = Report::new(args.shape, &device, dtype);
@@ -89,14 +96,17 @@ fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -
         args.lm_head,
         model.weight_bytes(),
     );
+    let mut watch = Watch::start(&model)?;
     for tokens in args.prompts() {
         cli::note(format_args!("prefill: {tokens} tokens"));
+        let tok_s = watch.prefill(tokens, || measure::prefill(&model, tokens))?;
         times.prefill.push(Prefill {
             tokens,
-            tok_s: measure::prefill(&model, tokens)?,
-            peer: None,
+            tok_s,
+            peers: Vec::new(),
         });
     }
+    times.device_memory = watch.memory();
     for (context, batch) in args.decodes() {
         cli::note(format_args!(
             "decode: {} of {batch}, context {context}",
@@ -125,9 +135,8 @@ fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -
     }
     let after = device.is_cpu().then(Machine::measure);
     drop(model);
-
-    if let Some(peer) = args.peer {
-        time_peer(args, peer, device, &mut times)?;
+    for &peer in &args.peer {
+        time_peer(args, peer, dtype, device, &mut times)?;
     }
     report.model = Some(times);
     if let (Some(before), Some(after)) = (before, after) {
@@ -136,25 +145,59 @@ fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -
     Ok(())
 }
 
-/// Adds the peer's times to those of the same runs.
-fn time_peer(args: &Args, peer: Peer, device: &Device, times: &mut Model) -> Result<()> {
-    let name = peer.name();
-    cli::note(format_args!("{name}: random weights"));
+/// Adds a peer's times to those of the same runs.
+fn time_peer(
+    args: &Args,
+    peer: Peer,
+    dtype: DType,
+    device: &Device,
+    times: &mut Model,
+) -> Result<()> {
+    candle_fp8::release_freed_memory(device)?;
+    cli::note(format_args!("{}: random weights", peer.name()));
     let config = args.shape.config(args.layers())?;
-    let model = StockLlama::new(&config, &RandomWeights::new(|_| ()), device)?;
+    let weights = RandomWeights::new(|_| ()).with_lm_head(args.lm_head);
+    match peer {
+        Peer::Dequantized => {
+            let weights = weights.dequantized();
+            let vb = weights.var_builder(dtype, device);
+            let model = CausalLm::load(&config, &weights, vb).map_err(anyhow::Error::from);
+            time_runs(peer, model, device, times)
+        }
+        Peer::Candle => {
+            let model = StockLlama::new(&config, &weights, device);
+            time_runs(peer, model, device, times)
+        }
+    }
+}
+
+/// Runs for which there is no memory say so.
+fn time_runs<S: Subject>(
+    peer: Peer,
+    model: Result<S>,
+    device: &Device,
+    times: &mut Model,
+) -> Result<()> {
+    let name = peer.name();
+    let model = peer::fitting(model)?;
     for run in &mut times.prefill {
         cli::note(format_args!("{name}: prefill: {} tokens", run.tokens));
-        let tok_s = measure::prefill(&model, run.tokens)?;
-        run.peer = Some(PeerRate::new(name, run.tokens, tok_s, run.tok_s));
+        let measure = |model| peer::fitting(measure::prefill(model, run.tokens));
+        let tok_s = model.as_ref().map(measure).transpose()?.flatten();
+        let rate = PeerRate::new(name, run.tokens, tok_s, run.tok_s);
+        run.peers.push(rate);
+        candle_fp8::release_freed_memory(device)?;
     }
     for run in &mut times.decode {
-        let (batch, context, steps) = (run.batch, run.context, run.tokens.min(peer::STEPS));
+        let (batch, context, steps) = (run.batch, run.context, Peer::steps(run.tokens, device));
         cli::note(format_args!(
             "{name}: decode: {} of {batch}, context {context}",
             units::plural(steps, "step")
         ));
-        let tok_s = measure::decode(&model, batch, context, steps, || ())?;
-        run.peer = Some(PeerRate::new(name, steps, tok_s, run.tok_s));
+        let measure = |model| peer::fitting(measure::decode(model, batch, context, steps, || ()));
+        let tok_s = model.as_ref().map(measure).transpose()?.flatten();
+        run.peers.push(PeerRate::new(name, steps, tok_s, run.tok_s));
+        candle_fp8::release_freed_memory(device)?;
     }
     Ok(())
 }
@@ -189,7 +232,7 @@ fn needs(args: &Args, dtype: DType, device: &Device) -> Result<Need> {
         dtype,
         cpu: device.is_cpu(),
         runs,
-        peer: args.peer,
+        peers: &args.peer,
     };
     plan.check(args.layers(), memory::available(device))
 }

@@ -15,7 +15,7 @@ use super::shape::Shape;
 
 /// What is going to be measured.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Plan {
+pub(crate) struct Plan<'a> {
     pub(crate) shape: Shape,
     pub(crate) lm_head: LmHead,
     /// Of the activations.
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
     pub(crate) cpu: bool,
     pub(crate) runs: Largest,
     /// Whose turn it is when our model has left the memory.
-    pub(crate) peer: Option<Peer>,
+    pub(crate) peers: &'a [Peer],
 }
 
 /// The largest of the runs that were asked for.
@@ -58,7 +58,7 @@ impl Need {
 }
 
 /// Weights that are not made, and the bytes that they were asked to have.
-fn measured() -> (RandomWeights, Arc<AtomicU64>) {
+pub(crate) fn measured() -> (RandomWeights, Arc<AtomicU64>) {
     let bytes = Arc::new(AtomicU64::new(0));
     let counter = bytes.clone();
     let weights = RandomWeights::measure(move |made| {
@@ -67,12 +67,15 @@ fn measured() -> (RandomWeights, Arc<AtomicU64>) {
     (weights, bytes)
 }
 
-impl Plan {
+impl Plan<'_> {
     /// Builds our model from tensors without memory and adds their sizes up.
-    fn ours(&self, layers: usize) -> Result<Need> {
+    fn ours(&self, layers: usize, dequantized: bool) -> Result<Need> {
         let config = self.shape.config(layers)?;
         let (weights, bytes) = measured();
-        let weights = weights.with_lm_head(self.lm_head);
+        let mut weights = weights.with_lm_head(self.lm_head);
+        if dequantized {
+            weights = weights.dequantized();
+        }
         let vb = weights.var_builder(self.dtype, &Device::Cpu);
         CausalLm::load(&config, &weights, vb)?;
 
@@ -83,8 +86,11 @@ impl Plan {
             .map_or(0, |moe| moe.num_experts_per_tok * 2 * config.hidden_size);
         // Half a dozen copies of the residual stream and four of the MLP's inner one, in F32 to be on the safe side …
         let token = 6 * config.hidden_size + 4 * config.intermediate_size + expert_rows;
-        // … and the scores of a block of queries: as they are, masked, and after the softmax.
-        let queries = runs.tokens.min(256 * runs.batch) as f64;
+        // … and, on the CPU, the scores of a block of queries: as they are, masked, and after the softmax.
+        let queries = match self.cpu {
+            true => runs.tokens.min(256 * runs.batch) as f64,
+            false => 0.,
+        };
         let scores = 3. * config.num_attention_heads as f64 * queries * runs.context as f64;
         let floats = runs.tokens as f64 * token as f64 + scores;
         // The machine's own ceilings are measured while the model is there, but does not run; and between steps.
@@ -101,8 +107,15 @@ impl Plan {
         })
     }
 
-    /// The same of the peer.
-    fn peers(&self, layers: usize) -> Result<Need> {
+    /// The same of a peer.
+    fn peers(&self, peer: Peer, layers: usize) -> Result<Need> {
+        match peer {
+            Peer::Dequantized => self.ours(layers, true),
+            Peer::Candle => self.stock(layers),
+        }
+    }
+
+    fn stock(&self, layers: usize) -> Result<Need> {
         let config = self.shape.config(layers)?;
         let (weights, bytes) = measured();
         StockLlama::new(&config, &weights, &Device::Cpu)?;
@@ -112,11 +125,8 @@ impl Plan {
         // All queries of a sequence at once.
         let (tokens, context) = (runs.tokens as f64, runs.context as f64);
         let scores = 3. * config.num_attention_heads as f64 * tokens * context;
-        // Both sides of a half-precision product are widened on the CPU; the output projection is the largest.
-        let widened = match self.cpu {
-            true => config.vocab_size * config.hidden_size,
-            false => 0,
-        };
+        // Both sides of a half-precision product are widened; the output projection is the largest.
+        let widened = config.vocab_size * config.hidden_size;
         let cache = config.kv_bytes_per_position(StockLlama::DTYPE) as f64;
         Ok(Need {
             weights: bytes.load(Ordering::Relaxed),
@@ -125,14 +135,15 @@ impl Plan {
         })
     }
 
-    /// Errs if `layers` layers do not fit into `available` bytes, and says how many would.
+    /// Errs if `layers` layers do not fit into `available` bytes, and says how many would. A peer may need more than a
+    /// GPU has: there it answers with an error, where a CPU's system would end the program.
     pub(crate) fn check(&self, layers: usize, available: Option<u64>) -> Result<Need> {
-        let need = self.ours(layers)?;
+        let need = self.ours(layers, false)?;
         if let Some(available) = available {
-            self.fit(layers, available, "", |layers| self.ours(layers))?;
-            if let Some(peer) = self.peer {
+            self.fit(layers, available, "", |layers| self.ours(layers, false))?;
+            for &peer in self.peers.iter().filter(|_| self.cpu) {
                 let whose = format!("--peer {}: ", peer.name());
-                self.fit(layers, available, &whose, |layers| self.peers(layers))?;
+                self.fit(layers, available, &whose, |layers| self.peers(peer, layers))?;
             }
         }
         Ok(need)
@@ -182,10 +193,11 @@ impl Plan {
     }
 }
 
-/// Free bytes on `device`, as far as the system says: on Linux, for the CPU.
+/// Free bytes on `device`, as far as the system says: on Linux for the CPU, and on CUDA.
 pub(crate) fn available(device: &Device) -> Option<u64> {
     if !device.is_cpu() {
-        return None;
+        let usage = candle_fp8::memory_usage(device).ok()?;
+        return usage.map(|usage| usage.free());
     }
     let host = free_on_host(&std::fs::read_to_string("/proc/meminfo").ok()?);
     let group = free_in_group();
@@ -225,14 +237,14 @@ mod tests {
         batch: 8,
     };
 
-    fn plan(shape: Shape, lm_head: LmHead) -> Plan {
+    fn plan(shape: Shape, lm_head: LmHead) -> Plan<'static> {
         Plan {
             shape,
             lm_head,
             dtype: DType::BF16,
             cpu: true,
             runs: RUNS,
-            peer: None,
+            peers: &[],
         }
     }
 
@@ -245,15 +257,18 @@ mod tests {
             (Shape::Llama8b, LmHead::Bf16, 9.0867),
             (Shape::Qwen3Moe30b, LmHead::Bf16, 60.1597),
         ] {
-            let need = plan(shape, lm_head).ours(shape.layers()).unwrap();
+            let need = plan(shape, lm_head).ours(shape.layers(), false).unwrap();
             let found = need.weights as f64 / 1e9;
             assert!((found / expected - 1.).abs() < 1e-4, "{shape:?}: {found}");
         }
         // 1.10 B and 8.03 B parameters in two bytes each.
         for (shape, expected) in [(Shape::Llama1b, 2.2085), (Shape::Llama8b, 16.0605)] {
-            let need = plan(shape, LmHead::Bf16).peers(shape.layers()).unwrap();
-            let found = need.weights as f64 / 1e9;
-            assert!((found / expected - 1.).abs() < 1e-4, "{shape:?}: {found}");
+            for peer in [Peer::Candle, Peer::Dequantized] {
+                let plan = plan(shape, LmHead::Bf16);
+                let need = plan.peers(peer, shape.layers()).unwrap();
+                let found = need.weights as f64 / 1e9;
+                assert!((found / expected - 1.).abs() < 1e-4, "{shape:?}: {found}");
+            }
         }
     }
 
@@ -285,10 +300,18 @@ mod tests {
         let mut plan = plan(Shape::Llama8b, LmHead::Bf16);
         let available = Some(12_000_000_000);
         plan.check(32, available).unwrap();
-        plan.peer = Some(Peer::Candle);
-        let error = plan.check(32, available).unwrap_err().to_string();
-        assert!(error.starts_with("--peer candle: llama-8b"), "{error}");
-        plan.check(8, available).unwrap();
+        for (peers, start) in [
+            (&[Peer::Candle], "--peer candle: llama-8b"),
+            (&[Peer::Dequantized], "--peer dequantized: llama-8b"),
+        ] {
+            plan.peers = peers;
+            let error = plan.check(32, available).unwrap_err().to_string();
+            assert!(error.starts_with(start), "{error}");
+            plan.check(8, available).unwrap();
+        }
+        // A GPU says so itself.
+        plan.cpu = false;
+        plan.check(32, available).unwrap();
     }
 
     #[test]

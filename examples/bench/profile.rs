@@ -50,6 +50,8 @@ pub(crate) fn prefill(model: &CausalLm, tokens: usize) -> Result<Profiled> {
     let ids = measure::random_ids(model, 1, tokens)?;
     let mut cache = model.new_cache(1, tokens)?;
     model.forward(&ids, &mut cache)?;
+    // Else the first part that is timed would wait for it.
+    model.device().synchronize()?;
     let mut clock = Clock::new(model);
     for _ in 0..PROMPTS {
         cache.reset();

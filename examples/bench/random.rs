@@ -24,7 +24,7 @@ pub(crate) enum LmHead {
     Fp8,
 }
 
-/// Random weights, the same in every run: FP8 linears with a scale for each output channel and inputs quantized for each
+/// Random weights, the same in every run on a device: FP8 linears with a scale for each output channel and inputs quantized for each
 /// token, as an `FP8-dynamic` checkpoint has them. As there, embedding, norms, router and, unless it is asked for in FP8,
 /// `lm_head` are dense, and BF16 on the CPU in whatever dtype the model computes; so are the experts, which models take
 /// merged, in the model's dtype.
@@ -34,6 +34,8 @@ pub(crate) enum LmHead {
 pub(crate) struct RandomWeights {
     made: Arc<Made>,
     lm_head: LmHead,
+    /// Whether linears that would be FP8 are dense, of the same values.
+    dequantized: bool,
     /// False: tensors have shape and dtype, but one element of memory.
     fill: bool,
 }
@@ -44,6 +46,7 @@ impl RandomWeights {
         Self {
             made: Arc::new(made),
             lm_head: LmHead::default(),
+            dequantized: false,
             fill: true,
         }
     }
@@ -53,6 +56,7 @@ impl RandomWeights {
         Self {
             made: Arc::new(made),
             lm_head: LmHead::default(),
+            dequantized: false,
             fill: false,
         }
     }
@@ -60,6 +64,14 @@ impl RandomWeights {
     /// The same weights with the output projection in that form.
     pub(crate) fn with_lm_head(self, lm_head: LmHead) -> Self {
         Self { lm_head, ..self }
+    }
+
+    /// The same weights with FP8 linears dequantized to the model's dtype.
+    pub(crate) fn dequantized(self) -> Self {
+        Self {
+            dequantized: true,
+            ..self
+        }
     }
 
     /// The `VarBuilder` for everything that is not an FP8 linear.
@@ -113,32 +125,23 @@ impl RandomWeights {
         bias: Option<Tensor>,
         vb: &VarBuilder,
     ) -> Result<CtLinear> {
-        let (name, device) = (vb.prefix(), vb.device());
-        let shape = Shape::from((out_dim, in_dim));
-        let weight = self.tensor(shape.clone(), DType::F8E4M3, device, || {
-            let mut codes = vec![F8E4M3::ZERO; shape.elem_count()];
-            fill::words(&mut codes, 8, fill::seed(&name), |word, codes| {
-                for (code, byte) in codes.iter_mut().zip(word.to_le_bytes()) {
-                    *code = F8E4M3::from_bits(not_nan(byte));
-                }
-            });
-            Tensor::from_vec(codes, shape.clone(), device)
-        })?;
-        let scale = self.tensor(Shape::from((out_dim, 1)), DType::F32, device, || {
-            let middle = 1. / (root_mean_square_of_codes() * (in_dim as f32).sqrt());
-            let mut scales = vec![0f32; out_dim];
-            let seed = fill::seed(&format!("{name}.weight_scale"));
-            fill::words(&mut scales, 1, seed, |word, scales| {
-                // Half to one and a half of the middle one.
-                scales[0] = middle * (0.5 + (word >> 40) as f32 / (1u64 << 24) as f32);
-            });
-            Tensor::from_vec(scales, (out_dim, 1), device)
-        })?;
+        let (name, device, dtype) = (vb.prefix(), vb.device(), vb.dtype());
+        let (shape, layout) = (Shape::from((out_dim, in_dim)), ScaleLayout::Channel);
+        let codes = || random_codes(&name, shape.clone(), device);
+        let scales = || random_scales(&name, (in_dim, out_dim), device);
+        if self.dequantized {
+            let values =
+                || candle_fp8::dequantize(&codes()?, &scales()?, layout, DType::F32, dtype);
+            let weight = self.tensor(shape.clone(), dtype, device, values)?;
+            return CtDenseLinear::new(weight, bias).map(CtLinear::Dense);
+        }
+        let weight = self.tensor(shape.clone(), DType::F8E4M3, device, codes)?;
+        let scale = self.tensor(Shape::from((out_dim, 1)), DType::F32, device, scales)?;
         if !self.fill {
             return CtDenseLinear::new(weight, bias).map(CtLinear::Dense);
         }
         let quantization = Some(Quantization::PerToken);
-        CtFp8Linear::new(weight, scale, ScaleLayout::Channel, bias, quantization).map(CtLinear::Fp8)
+        CtFp8Linear::new(weight, scale, layout, bias, quantization).map(CtLinear::Fp8)
     }
 }
 
@@ -198,6 +201,42 @@ impl SimpleBackend for RandomWeights {
     }
 }
 
+/// Any codes but NaN.
+fn random_codes(name: &str, shape: Shape, device: &Device) -> Result<Tensor> {
+    let mut codes = vec![F8E4M3::ZERO; shape.elem_count()];
+    fill::words(&mut codes, 8, fill::seed(name), |word, codes| {
+        for (code, byte) in codes.iter_mut().zip(word.to_le_bytes()) {
+            *code = F8E4M3::from_bits(not_nan(byte));
+        }
+    });
+    Tensor::from_vec(codes, shape, device)
+}
+
+/// F32 `[out, 1]`, half to one and a half of what keeps the variance of the input.
+fn random_scales(name: &str, (in_dim, out_dim): (usize, usize), device: &Device) -> Result<Tensor> {
+    let middle = 1. / (root_mean_square_of_codes() * (in_dim as f32).sqrt());
+    let mut scales = vec![0f32; out_dim];
+    let seed = fill::seed(&format!("{name}.weight_scale"));
+    fill::words(&mut scales, 1, seed, |word, scales| {
+        scales[0] = middle * (0.5 + (word >> 40) as f32 / (1u64 << 24) as f32);
+    });
+    Tensor::from_vec(scales, (out_dim, 1), device)
+}
+
+/// Elements that a GPU makes at a time: each is an F32 before it is what was asked for.
+const ON_DEVICE: usize = 1 << 27;
+
+/// Numbers in ±`bound`, made by a GPU: gigabytes of them would take the host and the way from it many seconds.
+fn uniform_on_device(shape: &Shape, dtype: DType, bound: f32, device: &Device) -> Result<Tensor> {
+    let values = Tensor::zeros(shape.elem_count(), dtype, device)?;
+    for start in (0..shape.elem_count()).step_by(ON_DEVICE) {
+        let len = ON_DEVICE.min(shape.elem_count() - start);
+        let part = Tensor::rand(-bound, bound, len, device)?.to_dtype(dtype)?;
+        values.slice_set(&part, 0, start)?;
+    }
+    values.reshape(shape)
+}
+
 /// Numbers in ±`bound`, in BF16, F16 or F32.
 fn uniform(shape: &Shape, name: &str, dtype: DType, bound: f32, device: &Device) -> Result<Tensor> {
     fn make<T: candle_core::WithDType>(
@@ -218,6 +257,9 @@ fn uniform(shape: &Shape, name: &str, dtype: DType, bound: f32, device: &Device)
         Tensor::from_vec(values, shape.clone(), device)
     }
     match dtype {
+        DType::F32 | DType::BF16 | DType::F16 if device.is_cuda() => {
+            uniform_on_device(shape, dtype, bound, device)
+        }
         DType::F32 => make(shape, name, bound, device, |x| x),
         DType::BF16 => make(shape, name, bound, device, bf16::from_f32),
         DType::F16 => make(shape, name, bound, device, f16::from_f32),
@@ -283,6 +325,26 @@ mod tests {
                 assert_eq!((&found[..3], found[3]), (&fixed[..], of_head), "{dtype:?}");
             }
         }
+    }
+
+    #[test]
+    fn dequantized_linears_have_the_same_values() {
+        let (device, dtype) = (Device::Cpu, DType::F32);
+        let weights = RandomWeights::new(|_| ());
+        let linear = |weights: &RandomWeights| {
+            let vb = weights.var_builder(dtype, &device);
+            weights.linear_b(64, 48, false, vb.pp("q_proj")).unwrap()
+        };
+        let (fp8, dense) = (linear(&weights), linear(&weights.clone().dequantized()));
+        assert!(!dense.is_fp8());
+        let CtLinear::Fp8(fp8) = fp8 else {
+            panic!("expected FP8");
+        };
+        let values = fp8.weight().unwrap().to_dtype(dtype).unwrap();
+        let values = values.broadcast_mul(fp8.weight_scale()).unwrap();
+        let values = values.to_vec2::<f32>();
+        let found = dense.weight().unwrap().to_vec2::<f32>();
+        assert_eq!(found.unwrap(), values.unwrap());
     }
 
     #[test]

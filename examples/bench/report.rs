@@ -6,6 +6,7 @@ use candle_core::{DType, Device, DeviceLocation};
 use candle_fp8_examples::{Table, table::Align, units};
 use serde::Serialize;
 
+use super::device_memory::DeviceMemory;
 use super::linears::LinearTime;
 use super::machine::Machine;
 use super::profile::Profiled;
@@ -36,6 +37,8 @@ pub(crate) struct Model {
     /// Those that were made, and those of the whole model.
     #[serde(skip)]
     layers: (usize, usize),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) device_memory: Option<DeviceMemory>,
     pub(crate) prefill: Vec<Prefill>,
     pub(crate) decode: Vec<Decode>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -49,8 +52,8 @@ pub(crate) struct Prefill {
     pub(crate) tokens: usize,
     /// Prompt tokens a second.
     pub(crate) tok_s: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) peer: Option<PeerRate>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) peers: Vec<PeerRate>,
 }
 
 /// One run of decode steps.
@@ -74,20 +77,20 @@ pub(crate) struct Decode {
     /// `gb_s` of that, in percent.
     #[serde(skip_serializing_if = "Option::is_none")]
     read_percent: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) peer: Option<PeerRate>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) peers: Vec<PeerRate>,
 }
 
-/// The same run on other code.
+/// The same run of another model.
 #[derive(Serialize)]
 pub(crate) struct PeerRate {
     name: &'static str,
     /// Tokens of each sequence.
     tokens: usize,
-    /// Tokens a second, of all sequences together.
-    tok_s: f64,
+    /// Tokens a second, of all sequences together; none if there was no memory for it.
+    tok_s: Option<f64>,
     /// Our tokens a second divided by the peer's.
-    times: f64,
+    times: Option<f64>,
 }
 
 impl Decode {
@@ -107,19 +110,19 @@ impl Decode {
             gb_s,
             read_gb_s,
             read_percent: read_gb_s.map(|read| 100. * gb_s / read),
-            peer: None,
+            peers: Vec::new(),
         }
     }
 }
 
 impl PeerRate {
     /// `tok_s` of the peer, where ours is `ours`.
-    pub(crate) fn new(name: &'static str, tokens: usize, tok_s: f64, ours: f64) -> Self {
+    pub(crate) fn new(name: &'static str, tokens: usize, tok_s: Option<f64>, ours: f64) -> Self {
         Self {
             name,
             tokens,
             tok_s,
-            times: ours / tok_s,
+            times: tok_s.map(|tok_s| ours / tok_s),
         }
     }
 }
@@ -134,6 +137,7 @@ impl Model {
             },
             weight_bytes,
             layers: (layers, shape.layers()),
+            device_memory: None,
             prefill: Vec::new(),
             decode: Vec::new(),
             profile: Vec::new(),
@@ -185,6 +189,9 @@ impl fmt::Display for Report {
             )?;
         }
         if let Some(model) = &self.model {
+            if let Some(memory) = &model.device_memory {
+                writeln!(f, "{memory}")?;
+            }
             write!(f, "\n{}", runs(model, self.machine.is_some()))?;
             for run in &model.profile {
                 write!(f, "\n{}", profile(run))?;
@@ -199,9 +206,10 @@ impl fmt::Display for Report {
 
 /// A row for each prompt and each run of decode steps. Columns of what was not measured are left out.
 fn runs(model: &Model, machine: bool) -> Table {
-    let peers = model.prefill.iter().map(|run| &run.peer);
-    let peers = peers.chain(model.decode.iter().map(|run| &run.peer));
-    let peer = peers.flatten().next().map(|peer| peer.name);
+    let peers = model.prefill.iter().map(|run| &run.peers);
+    let mut peers = peers.chain(model.decode.iter().map(|run| &run.peers));
+    // Each run has all of them, in one order.
+    let peers = peers.next().into_iter().flatten().map(|peer| peer.name);
     let mut columns = vec![
         ("run".to_string(), Align::Left),
         ("batch".into(), Align::Right),
@@ -215,14 +223,21 @@ fn runs(model: &Model, machine: bool) -> Table {
         columns.push(("read GB/s".into(), Align::Right));
         columns.push(("% of read".into(), Align::Right));
     }
-    if let Some(peer) = peer {
+    for peer in peers {
         columns.push((format!("{peer} tokens/s"), Align::Right));
         columns.push((format!("× {peer}"), Align::Right));
     }
     let mut table = Table::new(columns);
-    let against = |peer: &Option<PeerRate>| {
-        let rates = peer.iter().flat_map(|peer| [peer.tok_s, peer.times]);
-        rates.map(units::significant).collect::<Vec<_>>()
+    let against = |peers: &[PeerRate]| {
+        let cells = peers.iter().flat_map(|peer| {
+            let tok_s = peer.tok_s.map(units::significant);
+            let times = peer.times.map(units::significant);
+            [
+                tok_s.unwrap_or("no memory".into()),
+                times.unwrap_or_default(),
+            ]
+        });
+        cells.collect::<Vec<_>>()
     };
     for run in &model.prefill {
         let mut row = vec![
@@ -240,7 +255,7 @@ fn runs(model: &Model, machine: bool) -> Table {
                 .into_iter()
                 .flatten(),
         );
-        row.extend(against(&run.peer));
+        row.extend(against(&run.peers));
         table.row(row);
     }
     for run in &model.decode {
@@ -255,7 +270,7 @@ fn runs(model: &Model, machine: bool) -> Table {
         ];
         let read = [run.read_gb_s, run.read_percent];
         row.extend(read.into_iter().flatten().map(units::significant));
-        row.extend(against(&run.peer));
+        row.extend(against(&run.peers));
         table.row(row);
     }
     table

@@ -52,7 +52,7 @@ impl Shape {
     }
 
     /// What config.json says, as far as it changes the arithmetic.
-    fn json(self) -> Value {
+    pub(crate) fn json(self) -> Value {
         match self {
             Self::Llama1b => json!({
                 "architectures": ["LlamaForCausalLM"],

@@ -14,6 +14,8 @@ pub fn device(cpu: bool) -> anyhow::Result<Device> {
     }
     if candle_core::utils::cuda_is_available() {
         let device = Device::new_cuda(0)?;
+        // Every token is waited for: the memory of one pass should be there for the next.
+        candle_fp8::keep_freed_memory(&device)?;
         // One stream does everything, in order: events for each tensor, which others would wait for, are of no use.
         #[cfg(feature = "cuda")]
         if let Device::Cuda(cuda) = &device {

@@ -320,13 +320,14 @@ impl Written {
             }
         };
         format!(
-            "prompt: {} at {} | generated: {}{rate}{cut} | weights: {} | {} | {}",
+            "prompt: {} at {} | generated: {}{rate}{cut} | weights: {} | {} | {} | {}",
             units::plural(self.timings.prompt_tokens, "token"),
             units::tokens_per_second(self.timings.prompt_tokens_per_second()),
             units::plural(self.tokens, "token"),
             loaded.weights(),
             loaded.linears(),
             loaded.setting(),
+            loaded.loading(),
         )
     }
 }

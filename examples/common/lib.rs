@@ -26,6 +26,7 @@ pub mod chat;
 pub mod cli;
 mod device;
 pub mod generate;
+mod host_memory;
 mod model;
 mod strftime;
 pub mod table;

@@ -15,7 +15,7 @@ use clap::{
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{DeviceArgs, units};
+use crate::{DeviceArgs, host_memory::Watch, units};
 
 /// A small Llama that writes stories, with FP8 linears quantized dynamically per token: a folder of `tests/checkpoints`.
 pub const STORIES_LLAMA: &str = "stories-llama-fp8-dynamic";
@@ -185,8 +185,9 @@ impl ModelArgs {
         quantizer: QuantizerCompressedTensors,
         config: ModelConfig,
     ) -> anyhow::Result<Loaded> {
-        let start = Instant::now();
         let device = self.device.device()?;
+        let usage = candle_fp8::memory_usage(&device)?;
+        let (start, host_memory) = (Instant::now(), Watch::start());
         let dtype = self.device.dtype(&device);
         let checkpoint = quantizer.checkpoint().clone();
 
@@ -197,15 +198,38 @@ impl ModelArgs {
         });
         let vb = reader.var_builder(dtype, &device)?;
         let model = CausalLm::load(&config, &reader, vb);
+        // A GPU may still be at it.
+        let model = model.and_then(|model| {
+            device.synchronize()?;
+            Ok(model)
+        });
         bar.finish_and_clear();
+        let no_room = |error: &candle_fp8_transformers::Error| match error {
+            candle_fp8_transformers::Error::Candle(error) => candle_fp8::is_out_of_memory(error),
+            _ => false,
+        };
+        let model = match (model, usage) {
+            (Err(error), Some(usage)) if no_room(&error) => bail!(
+                "{}: its tensors take {} in the files, and {} were free on the device{}",
+                cannot_load(&checkpoint),
+                units::bytes(checkpoint.bytes()),
+                units::bytes(usage.free()),
+                match self.load.dequantize {
+                    true => "; without --dequantize they take no more than that",
+                    false => "; --cpu does without it",
+                }
+            ),
+            (model, _) => model,
+        };
         Ok(Loaded {
+            load_time: start.elapsed(),
+            host_memory: host_memory.stop(),
             model: model.with_context(|| cannot_load(&checkpoint))?,
             checkpoint,
             quantizer,
             config,
             device,
             dtype,
-            load_time: start.elapsed(),
         })
     }
 
@@ -267,8 +291,10 @@ pub struct Loaded {
     pub device: Device,
     /// What it computes in.
     pub dtype: DType,
-    /// Time to read the weights.
+    /// Time to read the weights, from an opened checkpoint and device.
     pub load_time: Duration,
+    /// The most bytes of the host that this took, beside mapped files; where the system tells.
+    pub host_memory: Option<u64>,
 }
 
 impl Loaded {
@@ -300,6 +326,14 @@ impl Loaded {
             (true, true) => format!("activations {}", self.quantizer.options().activations),
         };
         format!("{device}, {}, {fp8}", self.dtype.as_str())
+    }
+
+    /// How long loading took, and the host's memory meanwhile: `loaded in 2.31 s, host memory peak 310.0 MiB`.
+    pub fn loading(&self) -> String {
+        let time = units::significant(self.load_time.as_secs_f64());
+        let memory = self.host_memory.map(units::bytes);
+        let memory = memory.map(|bytes| format!(", host memory peak {bytes}"));
+        format!("loaded in {time} s{}", memory.unwrap_or_default())
     }
 
     /// Bytes of the weights in memory, scales included, with a unit.

@@ -5,7 +5,8 @@ use float8::F8E4M3;
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorView};
 
-/// The values of `view` as a tensor of `dtype`: one owned copy on the CPU, made straight from the mapped bytes.
+/// The values of `view` as a tensor of `dtype`: one owned copy on the CPU, made straight from the mapped bytes. On CUDA
+/// the bytes are sent from where they are mapped, unless they are of another dtype.
 ///
 /// Rounds to nearest, ties to even, where `dtype` is narrower.
 pub(crate) fn load(
@@ -14,6 +15,11 @@ pub(crate) fn load(
     device: &Device,
 ) -> candle_core::Result<Tensor> {
     let stored = DType::try_from(view.dtype())?;
+    if stored == dtype
+        && let Some(tensor) = candle_fp8::from_bytes(view.data(), view.shape(), dtype, device)?
+    {
+        return Ok(tensor);
+    }
     match (stored, dtype) {
         (DType::F32, DType::BF16) => cast(view, |b| bf16::from_f32(f32::from_le_bytes(b)), device),
         (DType::F32, DType::F16) => cast(view, |b| f16::from_f32(f32::from_le_bytes(b)), device),
@@ -40,6 +46,10 @@ pub(crate) fn load(
 
 /// The E4M3 codes of `view`: one owned copy.
 pub(crate) fn codes(view: &TensorView<'_>, device: &Device) -> candle_core::Result<Tensor> {
+    let (bytes, dtype) = (view.data(), DType::F8E4M3);
+    if let Some(codes) = candle_fp8::from_bytes(bytes, view.shape(), dtype, device)? {
+        return Ok(codes);
+    }
     cast(view, |[code]: [u8; 1]| F8E4M3::from_bits(code), device)
 }
 

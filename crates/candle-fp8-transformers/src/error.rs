@@ -1,5 +1,7 @@
 //! What can go wrong between a `config.json` and a generated token.
 
+use candle_core::Device;
+
 /// Result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -111,9 +113,52 @@ pub enum Error {
         reason: String,
     },
 
+    /// The device has no memory left. Nothing was changed: the model, and caches with the positions that they hold,
+    /// stay usable.
+    #[error(
+        "out of memory: {what}{}; take a smaller max_seq, a smaller batch or a shorter prompt",
+        free_text(*.free)
+    )]
+    OutOfMemory {
+        /// What was to be made: `a KV cache of 1 × 131072 positions (16.0 GiB)`.
+        what: String,
+        /// Bytes that are free on the device, where that is known.
+        free: Option<u64>,
+    },
+
     /// An error of Candle, or of the loader behind the `VarBuilder`.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
+}
+
+impl Error {
+    /// The error, and what was going on if it is that the device has no memory left.
+    pub(crate) fn during(self, device: &Device, what: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::Candle(error) if candle_fp8::is_out_of_memory(&error) => Self::OutOfMemory {
+                what: what(),
+                // The first error says more than one on the way to its text.
+                free: (candle_fp8::memory_usage(device).ok().flatten()).map(|usage| usage.free()),
+            },
+            other => other,
+        }
+    }
+}
+
+/// A number of bytes as people read it.
+pub(crate) fn gib(bytes: u64) -> String {
+    const MIB: f64 = 1048576.0;
+    match bytes as f64 / MIB {
+        mib if mib < 1024.0 => format!("{mib:.1} MiB"),
+        mib => format!("{:.1} GiB", mib / 1024.0),
+    }
+}
+
+fn free_text(free: Option<u64>) -> String {
+    match free {
+        Some(free) => format!(" does not fit, {} are free", gib(free)),
+        None => " does not fit".to_string(),
+    }
 }
 
 impl From<Error> for candle_core::Error {

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use candle_fp8::{AttentionScratch, Cached, RopeAppend};
 
+use crate::error::gib;
 #[cfg(feature = "cuda")]
 use crate::step::Kept;
 use crate::{Error, ModelConfig, Result, RotaryEmbedding};
@@ -45,7 +46,7 @@ impl KvCache {
     ///
     /// # Errors
     /// [`Error::InvalidSetting`] when `batch` or `max_seq` is 0, or the tensors could not be
-    /// addressed; else what the allocation says.
+    /// addressed; [`Error::OutOfMemory`] when the device has not so much memory.
     pub fn new(
         config: &ModelConfig,
         batch: usize,
@@ -58,19 +59,35 @@ impl KvCache {
         let bytes = [2, batch, heads, max_seq, dim, dtype.size_in_bytes()]
             .into_iter()
             .try_fold(1usize, usize::checked_mul);
-        if bytes.is_none_or(|bytes| bytes == 0 || bytes > isize::MAX as usize) {
+        let bytes = bytes.filter(|&bytes| bytes > 0 && bytes <= isize::MAX as usize);
+        let Some(bytes) = bytes else {
             return Err(Error::InvalidSetting {
                 key: "batch and max_seq",
                 found: format!("{batch} and {max_seq}"),
                 expected: "both at least 1, and a layer's keys and values addressable",
             });
+        };
+        let what = || {
+            let all = (bytes as u64).saturating_mul(config.num_hidden_layers as u64);
+            format!("a KV cache of {batch} × {max_seq} positions ({})", gib(all))
+        };
+        // On the host, memory that is not there would end the program.
+        if device.is_cpu() && Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+            return Err(Error::OutOfMemory {
+                what: what(),
+                free: None,
+            });
         }
+        let make = || -> Result<(Vec<Tensor>, AttentionScratch)> {
+            let layers = (0..config.num_hidden_layers).map(|_| Tensor::zeros(shape, dtype, device));
+            let layers = layers.collect::<candle_core::Result<_>>()?;
+            Ok((layers, AttentionScratch::new(device)?))
+        };
+        let (layers, scratch) = make().map_err(|error| error.during(device, what))?;
         Ok(Self {
-            layers: (0..config.num_hidden_layers)
-                .map(|_| Ok(Tensor::zeros(shape, dtype, device)?))
-                .collect::<Result<_>>()?,
+            layers,
             angles: None,
-            scratch: AttentionScratch::new(device)?,
+            scratch,
             #[cfg(feature = "cuda")]
             step: None,
             len: 0,

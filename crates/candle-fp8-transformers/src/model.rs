@@ -148,7 +148,8 @@ impl CausalLm {
     ///
     /// # Errors
     /// [`Error::CacheFull`] when the positions do not fit, [`Error::Mismatch`] when ids, cache and
-    /// model do not belong together, [`Error::Candle`] for a token id outside the vocabulary. After
+    /// model do not belong together, [`Error::OutOfMemory`] when the device has no memory left for
+    /// what is between layers, [`Error::Candle`] for a token id outside the vocabulary. After
     /// any of them the model is usable, and the cache holds what it held before.
     pub fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.forward_timed(ids, cache, Timer::OFF)
@@ -174,7 +175,7 @@ impl CausalLm {
     /// # Errors
     /// Those of [`forward`](Self::forward).
     pub fn forward_all(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        self.on_device(|| {
+        self.whole(ids, cache, |cache| {
             let hidden = self.hidden(ids, cache, Timer::OFF)?;
             self.logits(&hidden)
         })
@@ -243,11 +244,30 @@ impl CausalLm {
     }
 
     fn forward_timed(&self, ids: &Tensor, cache: &mut KvCache, timer: Timer<'_>) -> Result<Tensor> {
-        self.on_device(|| {
+        self.whole(ids, cache, |cache| {
             let hidden = self.hidden(ids, cache, timer)?;
             let last = hidden.dim(1)? - 1;
             let last = hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?;
-            timer.time(Part::LmHead, || self.logits(&last))
+            let logits = timer.time(Part::LmHead, || self.logits(&last))?;
+            timer.end()?;
+            Ok(logits)
+        })
+    }
+
+    /// Runs a forward pass of `ids` to its end, or leaves the cache with the positions that it had.
+    fn whole(
+        &self,
+        ids: &Tensor,
+        cache: &mut KvCache,
+        forward: impl FnOnce(&mut KvCache) -> Result<Tensor> + Send,
+    ) -> Result<Tensor> {
+        let before = cache.len();
+        let result = self.on_device(|| forward(&mut *cache));
+        result.map_err(|error| {
+            cache.truncate(before);
+            error.during(&self.device, || {
+                format!("a forward pass of {:?} token ids", ids.dims())
+            })
         })
     }
 

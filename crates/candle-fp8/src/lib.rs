@@ -64,8 +64,10 @@ mod cast;
 mod cuda;
 mod dense_mm;
 mod dequantize;
+mod device_memory;
 mod error;
 mod fake_quantize;
+mod from_bytes;
 mod kernel;
 #[cfg(feature = "cuda")]
 mod launches;
@@ -86,7 +88,12 @@ pub use candle_kernels_fp8::cpu::in_pool;
 pub use cast::cast;
 pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
+pub use device_memory::{
+    MemoryUsage, is_out_of_memory, keep_freed_memory, memory_usage, release_freed_memory,
+    reset_peak_memory,
+};
 pub use fake_quantize::fake_quantize;
+pub use from_bytes::from_bytes;
 pub use kernel::fp8_kernels;
 #[cfg(feature = "cuda")]
 pub use launches::{CacheHeads, LaunchActivations, LaunchRope, Launches};

@@ -333,6 +333,49 @@ fn ids_and_caches_of_something_else_are_refused() {
 }
 
 #[test]
+fn a_cache_that_no_memory_holds_is_an_error() {
+    let (model, _) = model("llama", json!({}), DType::F32);
+    // More than there are addresses for.
+    let error = model.new_cache(3, 1 << 48).unwrap_err();
+    assert!(
+        matches!(error, candle_fp8_transformers::Error::OutOfMemory { .. }),
+        "{error}"
+    );
+    let text = error.to_string();
+    assert!(
+        text.starts_with("out of memory: a KV cache of 3 × 281474976710656 positions ("),
+        "{text}"
+    );
+    assert!(
+        text.contains(" GiB)") && text.contains("smaller max_seq"),
+        "{text}"
+    );
+    // The model is none the worse for it.
+    let mut cache = model.new_cache(1, 8).unwrap();
+    model.forward(&ids(&[prompt(1, 6)]), &mut cache).unwrap();
+}
+
+#[test]
+fn a_pass_that_fails_leaves_the_cache_as_it_was() {
+    let (model, _) = model("llama", json!({}), DType::F32);
+    let (first, second) = (ids(&[prompt(1, 4)]), ids(&[prompt(2, 2)]));
+    let mut cache = model.new_cache(1, 8).unwrap();
+    model.forward(&first, &mut cache).unwrap();
+    // A token that the vocabulary does not have.
+    let wrong = Tensor::new(&[[3u32, 61]], &Device::Cpu).unwrap();
+    for _ in 0..2 {
+        model.forward(&wrong, &mut cache).unwrap_err();
+        model.forward_all(&wrong, &mut cache).unwrap_err();
+        assert_eq!(cache.len(), 4);
+    }
+    let after = model.forward(&second, &mut cache).unwrap();
+    let mut fresh = model.new_cache(1, 8).unwrap();
+    model.forward(&first, &mut fresh).unwrap();
+    let expected = model.forward(&second, &mut fresh).unwrap();
+    assert_eq!(difference(&after, &expected), 0.0);
+}
+
+#[test]
 fn the_plain_models_rounding_to_e4m3_is_right() {
     let pairs = [
         (1.0, 1.0),

@@ -213,6 +213,10 @@ fn a_full_cache_ends_the_text_with_an_error() {
         Error::CacheFull { new: 11, .. }
     ));
     assert!(matches!(
+        generation.generate_batch(&[&long, &long]).unwrap_err(),
+        Error::CacheFull { new: 11, .. }
+    ));
+    assert!(matches!(
         generation.stream(&[]).err().unwrap(),
         Error::Mismatch { .. }
     ));

@@ -48,9 +48,9 @@ impl CausalLm {
 /// From logits `[B, V]`, with one copy to the host.
 fn choose(logits: &Tensor) -> Result<Greedy> {
     let chosen = logits.argmax(D::Minus1)?;
-    // NaN and infinity survive addition, and make a difference to themselves that is NaN.
+    // NaN and infinity survive addition, and zero times them is NaN.
     let sums = logits.sum(D::Minus1)?;
-    let finite = (&sums - &sums)?.eq(0f32)?.to_dtype(DType::U32)?;
+    let finite = (sums * 0.0)?.eq(0f32)?.to_dtype(DType::U32)?;
     let mut tokens = Tensor::cat(&[chosen, finite], 0)?.to_vec1::<u32>()?;
     let finite = tokens.split_off(tokens.len() / 2);
     Ok(Greedy {

@@ -104,7 +104,8 @@ const METHOD: &str = "\
 What is measured:
   prefill    One prompt of random tokens, from the token ids to the token sampled after it. The median of 3 runs,
              or of fewer when they take more than 5 s; a short prompt warms up.
-  decode     Greedy steps of all sequences together, after --context random positions and one step to warm up.
+  decode     Greedy steps of all sequences together, after --context random positions, the last of which is a step of
+             its own to warm up: on a GPU it also captures the graph that the others replay.
   tokens/s   Of all sequences together. Sampling (argmax) and the read-back of the token are inside the time.
   bytes a token
              What a decode step has to read, divided by the sequences, in the mean over the steps: every weight and
@@ -134,7 +135,9 @@ What is measured:
              dequantized: the same weights, with all linears dense in the model's dtype, on our code.
              candle: the Llama of candle-transformers as it is, all in BF16, on weights as random, with the same
              allocator. It keeps scores of all queries and heads: 'no memory' stands where they do not fit.
-Logits are checked to be finite in every step; if they are not, the run fails.";
+Logits are checked to be finite in every step; if they are not, the run fails. In greedy steps by what chooses the token,
+which reads them all: the answer comes with the token. After prompts, in profiles and of the peer by their sum, inside the
+time.";
 
 impl Args {
     /// Errs if something was asked for that cannot be.

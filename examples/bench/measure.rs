@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
-use candle_fp8_transformers::{CausalLm, KvCache};
+use candle_fp8_transformers::{CausalLm, Greedy, KvCache};
 
 use super::fill;
 
@@ -27,6 +27,17 @@ pub(crate) trait Subject {
     /// Logits `[B, V]` after `ids [B, L]`, which follow the positions in the cache and join them.
     fn forward(&self, ids: &Tensor, cache: &mut Self::Cache) -> Result<Tensor>;
 
+    /// The most probable token of each sequence after `tokens`, one of each, which follow those in the cache.
+    fn greedy(
+        &self,
+        tokens: &[u32],
+        cache: &mut Self::Cache,
+        sampler: &mut Sampler,
+    ) -> Result<Vec<u32>> {
+        let ids = column(tokens, self.device())?;
+        sampler.sample(&self.forward(&ids, cache)?)
+    }
+
     /// Tokens that there are.
     fn vocab_size(&self) -> usize;
 
@@ -48,6 +59,15 @@ impl Subject for CausalLm {
 
     fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         Ok(CausalLm::forward(self, ids, cache)?)
+    }
+
+    fn greedy(
+        &self,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        sampler: &mut Sampler,
+    ) -> Result<Vec<u32>> {
+        Ok(sampler.take(self.forward_greedy(tokens, cache)?))
     }
 
     fn vocab_size(&self) -> usize {
@@ -98,8 +118,7 @@ pub(crate) fn decode<S: Subject>(
     let mut time = Duration::ZERO;
     for _ in 0..tokens {
         let start = Instant::now();
-        let ids = column(&next, model.device())?;
-        next = sampler.sample(&model.forward(&ids, &mut cache)?)?;
+        next = model.greedy(&next, &mut cache, &mut sampler)?;
         time += start.elapsed();
         pause();
     }
@@ -121,8 +140,8 @@ pub(crate) fn fill_cache<S: Subject>(
         let prompt = ids.narrow(1, 0, context - 1)?.contiguous()?;
         model.forward(&prompt, cache)?;
     }
-    let last = ids.narrow(1, context - 1, 1)?.contiguous()?;
-    sampler.sample(&model.forward(&last, cache)?)
+    let last = ids.narrow(1, context - 1, 1)?.flatten_all()?.to_vec1()?;
+    model.greedy(&last, cache, sampler)
 }
 
 /// The tokens of a decode step: `[batch, 1]`.
@@ -140,10 +159,13 @@ pub(crate) fn random_ids<S: Subject>(model: &S, batch: usize, len: usize) -> Res
     Ok(Tensor::from_vec(ids, (batch, len), model.device())?)
 }
 
-/// Greedy sampling on the device. The sums of the logits are kept there until the clock has stopped.
+/// Greedy sampling on the device. The sums of the logits are kept there until the clock has stopped, where the model has
+/// not looked at them itself.
 #[derive(Default)]
 pub(crate) struct Sampler {
     sums: Vec<Tensor>,
+    /// Of what the model has chosen.
+    not_finite: usize,
 }
 
 impl Sampler {
@@ -154,8 +176,22 @@ impl Sampler {
         Ok(logits.argmax(D::Minus1)?.to_vec1()?)
     }
 
+    /// What the model has chosen.
+    fn take(&mut self, greedy: Greedy) -> Vec<u32> {
+        self.not_finite += usize::from(!greedy.finite);
+        greedy.tokens
+    }
+
     /// Errs if any logit that was sampled from is not finite.
     pub(crate) fn check(&self, when: &str) -> Result<()> {
+        ensure!(
+            self.not_finite == 0,
+            "logits {when} are not finite in {} of the steps: this is no measurement",
+            self.not_finite
+        );
+        if self.sums.is_empty() {
+            return Ok(());
+        }
         let sums = Tensor::stack(&self.sums, 0)?.to_vec1::<f32>();
         for (step, sum) in sums.context("reading the logits' sums")?.iter().enumerate() {
             ensure!(
@@ -177,6 +213,11 @@ mod tests {
         let logits = Tensor::new(&[[0f32, 3., 1.], [5., -7., 4.]], &Device::Cpu).unwrap();
         assert_eq!(sampler.sample(&logits).unwrap(), [1, 0]);
         sampler.check("here").unwrap();
+        for finite in [true, false] {
+            let tokens = vec![7];
+            assert_eq!(sampler.take(Greedy { tokens, finite }), [7]);
+            assert_eq!(sampler.check("here").is_ok(), finite);
+        }
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut sampler = Sampler::default();
             sampler.sample(&logits).unwrap();

@@ -5,6 +5,7 @@
 #[allow(dead_code)]
 #[path = "../ops/devices.rs"]
 mod devices;
+mod greedy;
 mod made_up;
 // Each test binary uses its part of the shared module.
 #[allow(dead_code, unreachable_pub)]
@@ -19,13 +20,21 @@ use candle_fp8::{Quantization, ScaleLayout};
 use candle_fp8_transformers::{CausalLm, GenerationConfig, Profile, TextGeneration};
 use support::{
     Mode, Reference,
-    bound::{bound, largest, reference_logits},
-    dir, loadable, logits, max_difference, model_on,
+    bound::{largest, reference_logits},
+    dir,
+    disturbed::{self, Distance},
+    loadable, logits, max_difference, model_on,
 };
 
-/// Tensor cores keep 13 bits of a sum of products of codes, which turns one code in some hundreds: errors stay under
-/// half of the smallest distance to another activation mode. Activations in full precision, and dequantized models, are
-/// f32 throughout, as on the CPU.
+/// Activations in full precision, and dequantized models, are f32 throughout, as on the CPU: errors stay under 10⁻⁴ of the
+/// largest logit, which one scale that is 1 % off exceeds many times.
+///
+/// With quantized activations, tensor cores keep 13 to 14 bits of a sum of products of codes, and for that some codes
+/// after it turn, each of which is an eighth of a value: in models as small as these, as much as one scale 1 % off. So
+/// these modes stay within what the CPU's models do whose products are disturbed likewise (`support/disturbed.rs`):
+/// twice the furthest of them, by the largest difference and by the root mean square. That finds what is wrong with
+/// heads, or a linear; `tests/disturbed.rs` shows both. Scales are those of the first two modes, and codes are compared
+/// to the bit in `tests/ops`.
 #[test]
 fn logits_agree_with_the_references_in_every_mode() {
     let Some(device) = devices::gpu() else { return };
@@ -34,20 +43,23 @@ fn logits_agree_with_the_references_in_every_mode() {
         let reference = fixture.reference();
         let ids = reference.ids("input_ids");
         for mode in fixture.modes.iter().copied() {
-            let quantizer = fixture.quantizer(mode);
-            let model = model_on(&fixture.checkpoint(), &quantizer, DType::F32, &device);
-            let error = max_difference(&logits(&model, &ids), &reference_logits(&reference, mode));
-            let bound = match mode {
-                Mode::Full | Mode::Dequantized => bound(&fixture, &reference, mode),
-                Mode::AsCheckpoint | Mode::PerToken => 2.0 * bound(&fixture, &reference, mode),
+            let (checkpoint, quantizer) = (fixture.checkpoint(), fixture.quantizer(mode));
+            let expected = reference_logits(&reference, mode);
+            let limit = match mode {
+                Mode::Full | Mode::Dequantized => disturbed::of_f32(&expected),
+                Mode::AsCheckpoint | Mode::PerToken => {
+                    disturbed::limit(&checkpoint, &quantizer, &ids, &expected)
+                }
             };
+            let model = model_on(&checkpoint, &quantizer, DType::F32, &device);
+            let error = Distance::between(&logits(&model, &ids), &expected);
             let line = format!(
-                "{:32} {:14} error {error:.2e}, bound {bound:.2e}",
+                "{:32} {:14} {error:.2e?}, limit {limit:.2e?}",
                 fixture.name,
                 mode.name()
             );
             println!("{line}");
-            if error.is_nan() || error > bound {
+            if error.excess(limit) > 1.0 {
                 wrong.push(line);
             }
         }
@@ -164,15 +176,25 @@ fn a_step_is_the_same_each_time() -> Result<()> {
     Ok(())
 }
 
-/// Embedding to last norm of one token are launched one by one by the first step of a cache, captured by the second,
-/// and replayed from then on: the same kernels with the same arguments. A profiled pass goes through the ops instead.
-fn check_replays(what: &str, model: &CausalLm, batch: usize, part: f64) -> Result<()> {
+/// Ids of a test of replays, one sequence after the other.
+fn replayed_ids(batch: usize, vocab: u32) -> Vec<u32> {
+    (0..batch as u32 * 24)
+        .map(|i| (3 + i * i) % vocab)
+        .collect()
+}
+
+/// Ids to logits of one token are launched one by one by the first step of a cache, and replayed from then on: the same
+/// kernels with the same arguments. A profiled pass goes through the ops instead, which cut some products in another way:
+/// it is within a part of the largest logit, for the roundings of a dtype, or within what turned codes do.
+fn check_replays(
+    what: &str,
+    model: &CausalLm,
+    batch: usize,
+    (part, turned): (f64, f64),
+) -> Result<()> {
     let device = model.device();
     let vocab = model.config().vocab_size as u32;
-    let ids: Vec<u32> = (0..batch as u32 * 24)
-        .map(|i| (3 + i * i) % vocab)
-        .collect();
-    let ids = Tensor::from_vec(ids, (batch, 24), device)?;
+    let ids = Tensor::from_vec(replayed_ids(batch, vocab), (batch, 24), device)?;
     let mut cache = model.new_cache(batch, 64).expect("a cache");
     let prompt = ids.narrow(1, 0, 20)?.contiguous()?;
     model.forward(&prompt, &mut cache).expect("a prompt");
@@ -188,15 +210,15 @@ fn check_replays(what: &str, model: &CausalLm, batch: usize, part: f64) -> Resul
         logits.expect("a step").to_device(&Device::Cpu)
     };
     let launched = step(20, false)?;
-    let captured = step(21, false)?;
+    let first = step(21, false)?;
     let replayed = step(22, false)?;
-    for (position, expected) in [(20, &launched), (21, &captured), (22, &replayed)] {
+    for (position, expected) in [(20, &launched), (21, &first), (22, &replayed)] {
         let error = difference(&step(position, false)?, expected)?;
         assert_eq!(error, 0.0, "{what}: position {position}");
     }
     let by_ops = step(22, true)?;
     let error = difference(&by_ops, &replayed)?;
-    let bound = part * largest(&support::rows(&by_ops));
+    let bound = turned.max(part * largest(&support::rows(&by_ops)));
     println!("{what}: {error:.2e} from the ops, bound {bound:.2e}");
     assert!(
         error <= bound,
@@ -220,12 +242,27 @@ fn a_replayed_step_is_the_launched_one() -> Result<()> {
         return Ok(());
     };
     for name in STORIES {
-        for (dtype, part) in [(DType::BF16, BF16), (DType::F16, BF16 / 4.0)] {
-            for mode in [Mode::AsCheckpoint, Mode::PerToken, Mode::Full] {
+        for mode in [Mode::AsCheckpoint, Mode::PerToken, Mode::Full] {
+            // Codes turn in each dtype, as often in F16 as in F32.
+            let turned = match mode {
+                Mode::Full => 0.0,
+                _ => {
+                    let checkpoint = Checkpoint::open(dir(name)).unwrap();
+                    let quantizer = QuantizerCompressedTensors::new(&checkpoint, mode.options());
+                    let (quantizer, model) = (
+                        quantizer.unwrap(),
+                        load(name, mode, DType::F32, &Device::Cpu),
+                    );
+                    let ids = replayed_ids(1, model.config().vocab_size as u32);
+                    let expected = logits(&model, &ids);
+                    disturbed::limit(&checkpoint, &quantizer, &ids, &expected).largest
+                }
+            };
+            for (dtype, part) in [(DType::BF16, BF16), (DType::F16, BF16 / 4.0)] {
                 let model = load(name, mode, dtype, &device);
                 for batch in [1, 3] {
                     let what = format!("{name} {dtype:?} {} {batch}", mode.name());
-                    check_replays(&what, &model, batch, part)?;
+                    check_replays(&what, &model, batch, (part, turned))?;
                 }
             }
         }
@@ -275,7 +312,8 @@ fn models_with_fast_heads_are_those_of_the_cpu() -> Result<()> {
                 );
             }
             for batch in [1, 2, 9] {
-                check_replays(&format!("{what} {batch}"), &model, batch, 2.0 * BF16)?;
+                let bounds = (2.0 * BF16, 0.0);
+                check_replays(&format!("{what} {batch}"), &model, batch, bounds)?;
             }
         }
     }

@@ -9,6 +9,8 @@ mod codes;
 mod dequantize;
 mod devices;
 #[cfg(feature = "cuda")]
+mod launched_tokens;
+#[cfg(feature = "cuda")]
 mod launches;
 mod produced;
 mod properties;

@@ -1,6 +1,7 @@
 //! The checkpoints in `tests/checkpoints` and the references beside them.
 
 pub mod bound;
+pub mod disturbed;
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -115,6 +115,7 @@ impl<'a> Model<'a> {
             ids: self.chosen.address,
             next: Some(self.next.address),
             positions: Some(self.positions.address),
+            not_finite: None,
             scratch: self.scratch.address,
             dependent,
         };

@@ -34,6 +34,8 @@ pub struct Argmax {
     /// step can be replayed with no work on the host. Kernels that read positions early must not be in flight with this
     /// one: the first launch of the next step is not a dependent one, unless each step is a graph of its own.
     pub positions: Option<Address>,
+    /// U32, which becomes 1 if a logit is NaN or infinite, and is left alone otherwise.
+    pub not_finite: Option<Address>,
     /// [`argmax_scratch`] bytes for `batch` or more, a multiple of 16, all zero before the first use. Calls of one
     /// stream may share it.
     pub scratch: Address,
@@ -49,6 +51,7 @@ struct Params {
     ids: Address,
     next: Address,
     positions: Address,
+    not_finite: Address,
     scratch: Address,
     stride: u64,
     len: u32,
@@ -106,6 +109,7 @@ pub unsafe fn argmax(stream: &CudaStream, args: &Argmax) -> Result<(), Error> {
         ids: args.ids,
         next: args.next.unwrap_or(0),
         positions: args.positions.unwrap_or(0),
+        not_finite: args.not_finite.unwrap_or(0),
         scratch: args.scratch,
         stride: args.row_stride as u64,
         len: size(vocab),

@@ -117,7 +117,8 @@ pub unsafe fn dense_mm(stream: &CudaStream, args: &DenseMm) -> Result<(), Error>
     }
     let tokens = args.m.next_multiple_of(8);
     let tiles = args.n.div_ceil(ROWS);
-    let blocks = gpu.processors as usize * blocks_of_a_processor(stream, shared(tokens))?;
+    let (side_by_side, shared) = residency(shared_of_a_processor(stream)?, shared(tokens));
+    let blocks = gpu.processors as usize * side_by_side;
     let (bias, bias_float) = args.bias.unwrap_or((0, Float::F32));
     let params = Params {
         x: args.x,
@@ -135,7 +136,7 @@ pub unsafe fn dense_mm(stream: &CudaStream, args: &DenseMm) -> Result<(), Error>
     let launch = Launch {
         grid: [size(tiles.min(blocks)), 1, 1],
         threads: size(WARPS * 32),
-        shared: size(shared(tokens)),
+        shared: size(shared),
         cluster: 1,
         dependent: args.dependent,
     };
@@ -149,12 +150,20 @@ pub unsafe fn dense_mm(stream: &CudaStream, args: &DenseMm) -> Result<(), Error>
     unsafe { launch.run(stream, kernel, args![&params]) }
 }
 
-/// Blocks that a multiprocessor runs side by side, by their shared memory.
-fn blocks_of_a_processor(stream: &CudaStream, shared: usize) -> Result<usize, DriverError> {
+/// Blocks that a multiprocessor runs side by side, and bytes of shared memory to ask for, of those that it has and those
+/// that a block needs: so many that not one more fits. A dependent launch finds multiprocessors that the kernel before
+/// it leaves one after the other; the first ones would take more than their part of the blocks, which stay.
+fn residency(of_a_processor: usize, needed: usize) -> (usize, usize) {
+    let blocks = (of_a_processor / (needed + RESERVED)).clamp(1, MOST_BLOCKS);
+    let too_many = (of_a_processor / (blocks + 1) + 16).next_multiple_of(16) - RESERVED;
+    (blocks, needed.max(too_many))
+}
+
+fn shared_of_a_processor(stream: &CudaStream) -> Result<usize, DriverError> {
     let bytes = stream
         .context()
         .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)?;
-    Ok((bytes as usize / (shared + RESERVED)).clamp(1, MOST_BLOCKS))
+    Ok(bytes as usize)
 }
 
 #[cfg(test)]
@@ -169,5 +178,22 @@ mod tests {
         // Ada and the small Blackwells have 99 KiB for a block; Hopper 228 KiB for two.
         assert!(shared(16) <= 99 * 1024);
         assert!(2 * (shared(16) + RESERVED) <= 228 * 1024);
+    }
+
+    #[test]
+    fn so_many_blocks_fit_and_no_more() {
+        for (of_a_processor, of_a_block, expected) in [(100, 99, 1), (164, 163, 1), (228, 227, 2)] {
+            for tokens in [8, 16] {
+                let (blocks, asked) = residency(of_a_processor * 1024, shared(tokens));
+                let expected = match (of_a_processor, tokens) {
+                    (164, 8) => 2,
+                    _ => expected,
+                };
+                assert_eq!(blocks, expected, "{of_a_processor} {tokens}");
+                assert!(asked >= shared(tokens) && asked <= of_a_block * 1024);
+                assert!(blocks * (asked + RESERVED) <= of_a_processor * 1024);
+                assert!((blocks + 1) * (asked + RESERVED) > of_a_processor * 1024);
+            }
+        }
     }
 }

@@ -54,11 +54,17 @@ fn check(device: &Device, scratch: &Guarded, logits: &[Vec<f32>], place: Place, 
     let expected: Vec<u32> = logits.iter().map(|row| expected(row)).collect();
     let before: Vec<u32> = (0..batch as u32).map(|row| row * 1000).collect();
     let after: Vec<u32> = before.iter().map(|position| position + 1).collect();
-    // Each optional result with and without the other.
-    for (wants_next, wants_positions) in [(true, true), (false, true), (true, false)] {
+    let finite = all.iter().all(|logit| logit.is_finite());
+    // Each optional result with and without the others.
+    for (wants_next, wants_positions, wants_flag) in [
+        (true, true, true),
+        (false, true, false),
+        (true, false, true),
+    ] {
         let poison = vec![POISON; batch * 4];
         let (ids, next) = (device.upload(&poison), device.upload(&poison));
         let positions = upload(device, &before);
+        let not_finite = upload(device, &[0]);
         let args = Argmax {
             batch,
             vocab,
@@ -68,6 +74,7 @@ fn check(device: &Device, scratch: &Guarded, logits: &[Vec<f32>], place: Place, 
             ids: ids.address,
             next: wants_next.then_some(next.address),
             positions: wants_positions.then_some(positions.address),
+            not_finite: wants_flag.then_some(not_finite.address),
             scratch: scratch.address,
             dependent,
         };
@@ -82,6 +89,8 @@ fn check(device: &Device, scratch: &Guarded, logits: &[Vec<f32>], place: Place, 
         let positions = words(device, &positions);
         let moved = if wants_positions { &after } else { &before };
         assert_eq!(&positions, moved, "{what}: positions");
+        let flag = u32::from(wants_flag && !finite);
+        assert_eq!(words(device, &not_finite), [flag], "{what}: not finite");
     }
     rows.assert_untouched(device);
 }
@@ -217,6 +226,45 @@ fn special_values() {
             check(&device, &scratch, &logits, place, false);
         }
     }
+}
+
+/// A logit that is not finite is noticed wherever it is, and its flag stays until the host clears it.
+#[test]
+fn what_is_not_finite_is_noticed() {
+    let Some(device) = Device::get() else { return };
+    let scratch = scratch(&device, 2);
+    for vocab in [1, 9, 4097, 9001, 128_256] {
+        let place = Place {
+            float: Float::F32,
+            stride: vocab,
+            shift: 0,
+        };
+        for at in [0, vocab / 3, vocab / 2, vocab - 1] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut logits = rows(2, vocab, Float::F32, at as u64);
+                logits[1][at] = bad;
+                check(&device, &scratch, &logits, place, true);
+            }
+        }
+    }
+    let (logits, ids) = (upload(&device, &[0]), upload(&device, &[0]));
+    let flag = upload(&device, &[1]);
+    let args = Argmax {
+        batch: 1,
+        vocab: 1,
+        logits: logits.address,
+        row_stride: 1,
+        float: Float::F32,
+        ids: ids.address,
+        next: None,
+        positions: None,
+        not_finite: Some(flag.address),
+        scratch: scratch.address,
+        dependent: false,
+    };
+    // SAFETY: the memory is as large as the sizes say.
+    unsafe { cuda::argmax(&device.stream, &args) }.unwrap();
+    assert_eq!(words(&device, &flag), [1]);
 }
 
 /// The scratch is as before after each call, whatever the sizes of the next one.

@@ -97,6 +97,7 @@ mod attention;
 mod config;
 mod error;
 mod generation;
+mod greedy;
 mod input;
 mod kv_cache;
 mod layer;
@@ -116,6 +117,7 @@ pub use error::{Error, Result};
 pub use generation::{
     FinishReason, Generated, GenerationConfig, TextGeneration, Timings, TokenStream,
 };
+pub use greedy::Greedy;
 pub use kv_cache::KvCache;
 pub use model::CausalLm;
 pub use profile::{Part, Profile};

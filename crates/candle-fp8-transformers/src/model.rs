@@ -9,7 +9,7 @@ use crate::norm::Norm;
 use crate::profile::{Part, Profile, Timer};
 use crate::rope::RotaryEmbedding;
 #[cfg(feature = "cuda")]
-use crate::step::{Kept, Parts, Step};
+use crate::step::{Given, Kept, Parts, Step};
 use crate::{Error, KvCache, ModelConfig, Result};
 
 /// Where checkpoints keep the decoder: text models first, then the multimodal ones.
@@ -55,13 +55,29 @@ pub struct CausalLm {
 
 /// What turns hidden states into logits.
 #[derive(Debug)]
-enum Head {
+pub(crate) enum Head {
     /// The embedding matrix: a linear that shares its storage.
     Tied(CtDenseLinear),
     Own {
         linear: CtLinear,
         prefix: String,
     },
+}
+
+impl Head {
+    /// Weight `[V, H]` and bias of a dense one.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dense(&self) -> Option<(&Tensor, Option<&Tensor>)> {
+        let linear = match self {
+            Self::Tied(linear) => linear,
+            Self::Own {
+                linear: CtLinear::Dense(linear),
+                ..
+            } => linear,
+            Self::Own { .. } => return None,
+        };
+        Some((linear.weight(), linear.bias()))
+    }
 }
 
 impl CausalLm {
@@ -142,15 +158,16 @@ impl CausalLm {
     ///
     /// All sequences of a batch have the same length; there is no padding.
     ///
-    /// On a GPU, steps of one token (L = 1) of a dense model whose linears are all FP8 are a list of kernel launches,
-    /// which the cache keeps with the memory that it works in, and replays as a CUDA graph from the third step on. It
-    /// also keeps the model's weights, until the cache or another model's step with it ends that.
+    /// On a GPU, steps of one token (L = 1) of a dense model whose layers' linears are all FP8 are a list of kernel
+    /// launches, which the cache keeps with the memory that it works in, and replays as a CUDA graph from the second step
+    /// on. It also keeps the model's weights, until the cache or another model's step with it ends that.
     ///
     /// # Errors
     /// [`Error::CacheFull`] when the positions do not fit, [`Error::Mismatch`] when ids, cache and
     /// model do not belong together, [`Error::OutOfMemory`] when the device has no memory left for
-    /// what is between layers, [`Error::Candle`] for a token id outside the vocabulary. After
-    /// any of them the model is usable, and the cache holds what it held before.
+    /// what is between layers, [`Error::Candle`] for a token id outside the vocabulary: on the CPU, as ids on a GPU
+    /// are not looked at (a step's logits of its sequence are NaN then). After any of them the model is usable, and the
+    /// cache holds what it held before.
     pub fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.forward_timed(ids, cache, Timer::OFF)
     }
@@ -176,6 +193,10 @@ impl CausalLm {
     /// Those of [`forward`](Self::forward).
     pub fn forward_all(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.whole(ids, cache, |cache| {
+            #[cfg(feature = "cuda")]
+            if let Some(logits) = self.stepped(ids, cache, Timer::OFF)? {
+                return Ok(logits.unsqueeze(1)?);
+            }
             let hidden = self.hidden(ids, cache, Timer::OFF)?;
             self.logits(&hidden)
         })
@@ -245,6 +266,10 @@ impl CausalLm {
 
     fn forward_timed(&self, ids: &Tensor, cache: &mut KvCache, timer: Timer<'_>) -> Result<Tensor> {
         self.whole(ids, cache, |cache| {
+            #[cfg(feature = "cuda")]
+            if let Some(logits) = self.stepped(ids, cache, timer)? {
+                return Ok(logits);
+            }
             let hidden = self.hidden(ids, cache, timer)?;
             let last = hidden.dim(1)? - 1;
             let last = hidden.narrow(1, last, 1)?.squeeze(1)?.contiguous()?;
@@ -281,31 +306,13 @@ impl CausalLm {
 
     /// Final hidden states `[B, L, H]`, after the last norm.
     fn hidden(&self, ids: &Tensor, cache: &mut KvCache, timer: Timer<'_>) -> Result<Tensor> {
-        let (batch, len) = match *ids.dims() {
-            [batch, len] if batch > 0 && len > 0 => (batch, len),
-            _ => {
-                return Err(Error::Mismatch {
-                    what: "shape of the token ids",
-                    expected: "[B, L] with B and L at least 1".to_string(),
-                    found: format!("{:?}", ids.dims()),
-                });
-            }
-        };
-        cache.check(batch, len, &self.config, self.dtype, &self.device)?;
+        let len = self.check(ids.dims(), cache)?;
         let (cos, sin) = timer.time(Part::Positions, || {
             cache.cos_sin(&self.rotary, len, self.dtype, &self.device)
         })?;
         let mut stream = timer.time(Part::Embedding, || {
             self.embed_tokens.forward(ids)?.to_dtype(self.dtype)
         })?;
-        #[cfg(feature = "cuda")]
-        if len == 1
-            && !timer.is_on()
-            && let Some(normed) = self.step(&stream, cache)?
-        {
-            cache.advance(1);
-            return Ok(normed);
-        }
         // What the last layer adds to the stream: added together with the next norm.
         let mut update = None;
         for layer in &self.layers {
@@ -320,10 +327,53 @@ impl CausalLm {
         Ok(normed.values()?.clone())
     }
 
-    /// One token of each sequence through all layers by the launches that the cache keeps, from its embedding
-    /// `[B, 1, H]` to the last norm. `None` where there are none.
+    /// The length L of ids `[B, L]` that a cache has room for.
+    pub(crate) fn check(&self, ids: &[usize], cache: &KvCache) -> Result<usize> {
+        let (batch, len) = match *ids {
+            [batch, len] if batch > 0 && len > 0 => (batch, len),
+            _ => {
+                return Err(Error::Mismatch {
+                    what: "shape of the token ids",
+                    expected: "[B, L] with B and L at least 1".to_string(),
+                    found: format!("{ids:?}"),
+                });
+            }
+        };
+        cache.check(batch, len, &self.config, self.dtype, &self.device)?;
+        Ok(len)
+    }
+
+    /// Logits `[B, V]` in F32 after one token of each sequence, by the launches that the cache keeps. `None` where there
+    /// are none, or if ids are not `[B, 1]`, or parts are to be timed.
     #[cfg(feature = "cuda")]
-    fn step(&self, embedded: &Tensor, cache: &mut KvCache) -> Result<Option<Tensor>> {
+    fn stepped(
+        &self,
+        ids: &Tensor,
+        cache: &mut KvCache,
+        timer: Timer<'_>,
+    ) -> Result<Option<Tensor>> {
+        if timer.is_on() || ids.rank() != 2 || ids.dim(1)? != 1 {
+            return Ok(None);
+        }
+        self.check(ids.dims(), cache)?;
+        let run = |step: &mut Step, position: usize| step.run(ids, position).map(Some);
+        Ok(match self.step(cache, run)? {
+            Some(Given::Normed(normed)) => Some(self.logits(&normed)?),
+            // The next step writes them again: converted, or copied, they are the caller's.
+            Some(Given::Logits(logits)) if logits.dtype() == DType::F32 => Some(logits.copy()?),
+            Some(Given::Logits(logits)) => Some(logits.to_dtype(DType::F32)?),
+            None => None,
+        })
+    }
+
+    /// Runs the step of a cache that was checked, at the position after the filled ones, which it fills. `None` where
+    /// there is no step, or `run` says so.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn step<T>(
+        &self,
+        cache: &mut KvCache,
+        run: impl FnOnce(&mut Step, usize) -> candle_core::Result<Option<T>>,
+    ) -> Result<Option<T>> {
         if !self.device.is_cuda() {
             return Ok(None);
         }
@@ -331,8 +381,10 @@ impl CausalLm {
             Some(kept) if std::sync::Arc::ptr_eq(&kept.id, &self.id) => kept,
             _ => {
                 let parts = Parts {
+                    embeddings: self.embed_tokens.embeddings(),
                     layers: &self.layers,
                     norm: &self.norm,
+                    head: &self.head,
                     rotary: &self.rotary,
                     hidden_size: self.config.hidden_size,
                     dtype: self.dtype,
@@ -344,10 +396,16 @@ impl CausalLm {
                 }
             }
         };
-        let run = |step: &mut Step| step.run(embedded, cache.len());
-        let normed = kept.step.as_mut().map(run).transpose()?;
+        let done = match &mut kept.step {
+            Some(step) => run(step, cache.len()),
+            None => Ok(None),
+        };
         cache.step = Some(kept);
-        Ok(normed)
+        let done = done?;
+        if done.is_some() {
+            cache.advance(1);
+        }
+        Ok(done)
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {

@@ -96,7 +96,7 @@ pub use fake_quantize::fake_quantize;
 pub use from_bytes::from_bytes;
 pub use kernel::fp8_kernels;
 #[cfg(feature = "cuda")]
-pub use launches::{CacheHeads, LaunchActivations, LaunchRope, Launches};
+pub use launches::{CacheHeads, LaunchActivations, LaunchArgmax, LaunchRope, Launches};
 pub use packed_weight::{Codes, PackedWeight, pack_weight};
 pub use quantize::{
     quantize, quantize_per_group, quantize_per_tensor, quantize_per_token, quantize_static,

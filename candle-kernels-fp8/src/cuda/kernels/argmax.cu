@@ -17,11 +17,12 @@ struct Scratch {
 
 // Host twin: `Params` in `argmax.rs`.
 struct Argmax {
-    const void* logits;  // [rows, len]
-    uint32_t* ids;       // [rows]
-    uint32_t* next;      // null or [rows]
-    uint32_t* positions; // null or [rows]
-    Scratch* scratch;    // [rows]
+    const void* logits;   // [rows, len]
+    uint32_t* ids;        // [rows]
+    uint32_t* next;       // null or [rows]
+    uint32_t* positions;  // null or [rows]
+    uint32_t* not_finite; // null or one word
+    Scratch* scratch;     // [rows]
     uint64_t stride;     // elements from row to row
     uint32_t len;
     uint32_t parts;   // blocks that share a row
@@ -56,8 +57,10 @@ __device__ __forceinline__ void argmax(const Argmax& args) {
     // As folding from the first one on with `x < y`: NaN is passed over, and -INFINITY never larger.
     float most = -INFINITY;
     uint32_t index = 0;
+    bool finite = true;
     const auto offer = [&](float value, uint32_t at) {
         if (value > most) most = value, index = at;
+        finite &= fabsf(value) < INFINITY;
     };
     const uint32_t pieces_end = args.aligned ? begin + (end - begin) / PIECE * PIECE : begin;
     for (uint32_t base = begin + threadIdx.x * PIECE; base < pieces_end; base += DEPTH * THREADS * PIECE) {
@@ -78,6 +81,7 @@ __device__ __forceinline__ void argmax(const Argmax& args) {
         }
     }
     for (uint32_t at = pieces_end + threadIdx.x; at < end; at += THREADS) offer(to_f32(logits[at]), at);
+    if (!finite && args.not_finite) *args.not_finite = 1;
 
     uint32_t key = key_of(most);
     // Nothing is larger than a NaN to begin with.

@@ -109,9 +109,18 @@ impl GenerationConfig {
         Ok(())
     }
 
+    /// Whether each token is the most probable one, by the logits as they are.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.repeat_penalty == 1.0 && matches!(self.sampling(), Sampling::ArgMax)
+    }
+
     /// A sampler for sequence `index` of a batch, at the start of its random stream.
     pub(super) fn sampler(&self, index: u64) -> LogitsProcessor {
-        let sampling = match (self.temperature, self.top_k, self.top_p) {
+        LogitsProcessor::from_sampling(self.seed.wrapping_add(index), self.sampling())
+    }
+
+    fn sampling(&self) -> Sampling {
+        match (self.temperature, self.top_k, self.top_p) {
             // The same threshold as `LogitsProcessor::new`.
             (None, _, _) => Sampling::ArgMax,
             (Some(temperature), _, _) if temperature < 1e-7 => Sampling::ArgMax,
@@ -119,7 +128,6 @@ impl GenerationConfig {
             (Some(temperature), Some(k), None) => Sampling::TopK { k, temperature },
             (Some(temperature), None, Some(p)) => Sampling::TopP { p, temperature },
             (Some(temperature), Some(k), Some(p)) => Sampling::TopKThenTopP { k, p, temperature },
-        };
-        LogitsProcessor::from_sampling(self.seed.wrapping_add(index), sampling)
+        }
     }
 }

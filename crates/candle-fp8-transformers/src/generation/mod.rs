@@ -182,15 +182,20 @@ impl<'m> TextGeneration<'m> {
         };
         let start = Instant::now();
         let ids = Tensor::new(prompts.concat(), model.device())?.reshape((prompts.len(), len))?;
-        let mut logits = model.forward(&ids, &mut cache)?;
+        let logits = model.forward(&ids, &mut cache)?;
         for row in 0..prompts.len() {
             check_finite(&logits.get(row)?, model)?;
         }
+        let mut next = Next::Logits(logits);
         let mut prompt_end = None;
         loop {
             for (row, sequence) in sequences.iter_mut().enumerate() {
-                if sequence.finished(config).is_none() {
-                    sequence.push(&logits.get(row)?, config)?;
+                if sequence.finished(config).is_some() {
+                    continue;
+                }
+                match &next {
+                    Next::Logits(logits) => sequence.push(&logits.get(row)?, config)?,
+                    Next::Tokens(tokens) => sequence.tokens.push(tokens[row]),
                 }
             }
             let prompt_end = *prompt_end.get_or_insert_with(Instant::now);
@@ -203,8 +208,12 @@ impl<'m> TextGeneration<'m> {
                 break;
             }
             let last: Vec<u32> = sequences.iter().map(Sequence::last).collect();
-            let ids = Tensor::new(last, model.device())?.unsqueeze(1)?;
-            logits = model.forward(&ids, &mut cache)?;
+            next = if config.is_greedy() {
+                Next::Tokens(model.forward_greedy(&last, &mut cache)?.tokens)
+            } else {
+                let ids = Tensor::new(last, model.device())?.unsqueeze(1)?;
+                Next::Logits(model.forward(&ids, &mut cache)?)
+            };
             timings.generated_tokens += prompts.len();
         }
         let generated = |mut sequence: Sequence| {
@@ -263,9 +272,15 @@ impl TokenStream<'_> {
     /// Runs the last token through the model and samples the next one.
     fn step(&mut self) -> Result<()> {
         let start = Instant::now();
-        let ids = Tensor::new(&[[self.sequence.last()]], self.model.device())?;
-        let logits = self.model.forward(&ids, self.cache)?.squeeze(0)?;
-        self.sequence.push(&logits, self.config)?;
+        let last = self.sequence.last();
+        if self.config.is_greedy() {
+            let next = self.model.forward_greedy(&[last], self.cache)?;
+            self.sequence.tokens.extend(next.tokens);
+        } else {
+            let ids = Tensor::new(&[[last]], self.model.device())?;
+            let logits = self.model.forward(&ids, self.cache)?.squeeze(0)?;
+            self.sequence.push(&logits, self.config)?;
+        }
         self.timings.generated_tokens += 1;
         self.timings.generation += start.elapsed();
         Ok(())
@@ -292,6 +307,14 @@ impl Iterator for TokenStream<'_> {
         self.given += 1;
         Some(Ok(self.sequence.last()))
     }
+}
+
+/// What a step of a batch has given.
+enum Next {
+    /// `[B, V]`, to sample from.
+    Logits(Tensor),
+    /// The most probable ones.
+    Tokens(Vec<u32>),
 }
 
 /// One text: prompt and generated tokens, an end-of-text token included, and its sampler.

@@ -1,5 +1,6 @@
 //! Kernel launches that are the same each time: run one after the other, or as a CUDA graph.
 
+mod ends;
 mod ops;
 
 use candle_core::cuda_backend::WrapErr;
@@ -10,6 +11,7 @@ use candle_kernels_fp8::cuda::{self as kernels, Address, Gpu};
 use crate::cuda::{KernelResult, On, first, on_cuda};
 use crate::{Quantization, Quantized};
 
+pub use ends::LaunchArgmax;
 pub use ops::{CacheHeads, LaunchRope};
 
 const OP: &str = "launches";
@@ -17,12 +19,13 @@ const OP: &str = "launches";
 /// A fixed sequence of kernel launches on one GPU, such as a decode step of a model.
 ///
 /// Everything that the kernels read and write is in tensors that live as long as this: what changes from one run to the
-/// next, as the input and the position, is written into them before. A run allocates nothing, and from the third on it
+/// next, as the input and the position, is written into them before. A run allocates nothing, and from the second on it
 /// is one launch of a captured graph. On Hopper and newer, each kernel but the first starts while the one before it
-/// ends (a dependent launch).
+/// ends (a dependent launch). The first waits for all that the stream has been given before: there are no dependent
+/// launches from one graph to the next.
 ///
-/// The first run launches the kernels one by one, which loads them; the second captures them. Kernels and arguments are
-/// the same, and so are results, to the bit.
+/// The first run launches the kernels one by one, which loads them, and captures them for those that follow while the
+/// GPU is busy with it. Kernels and arguments are the same, and so are results, to the bit.
 ///
 /// Launches go to the device's stream, in order with other work of the thread. Candle's device has a stream for each
 /// thread: who hands this to another thread waits for the device first, as for tensors.
@@ -33,7 +36,6 @@ pub struct Launches {
     list: Vec<Launch>,
     /// What the launches' addresses are of.
     memory: Vec<Tensor>,
-    started: bool,
     graph: Option<Graph>,
 }
 
@@ -45,6 +47,9 @@ enum Launch {
     ScaledMm(kernels::ScaledMm),
     RopeAppend(kernels::RopeAppend),
     Attention(kernels::Attention),
+    Embed(kernels::Embed),
+    DenseMm(kernels::DenseMm),
+    Argmax(kernels::Argmax),
 }
 
 struct Graph(CudaGraph);
@@ -90,7 +95,6 @@ impl Launches {
             gpu,
             list: Vec::new(),
             memory: Vec::new(),
-            started: false,
             graph: None,
         })
     }
@@ -142,17 +146,25 @@ impl Launches {
     /// # Errors
     /// If the driver refuses a launch, or the capture of all of them.
     pub fn run(&mut self) -> Result<()> {
-        if !self.started {
-            self.run_one_by_one()?;
-            self.started = true;
-            return Ok(());
+        match &self.graph {
+            Some(graph) => graph.0.launch().w(),
+            None => {
+                self.run_one_by_one()?;
+                self.graph = Some(self.capture()?);
+                Ok(())
+            }
         }
-        let graph = match self.graph.take() {
-            Some(graph) => graph,
-            None => self.capture()?,
-        };
-        let graph = self.graph.insert(graph);
-        graph.0.launch().w()
+    }
+
+    /// Another list that starts with these launches, on the same memory. It has a graph of its own.
+    pub fn fork(&self) -> Self {
+        Self {
+            device: self.device.clone(),
+            gpu: self.gpu,
+            list: self.list.clone(),
+            memory: self.memory.clone(),
+            graph: None,
+        }
     }
 
     /// As [`run`](Self::run), without a graph.
@@ -176,7 +188,8 @@ impl Launches {
 
     fn launch(&self, stream: &CudaStream) -> KernelResult {
         // SAFETY: each launch was checked when it was added; its memory is kept here; no other launch is dependent on
-        // what it reads before it waits: weights, positions and angles are written by nothing in the list.
+        // what it reads before it waits: weights, tables and angles are written by nothing in the list, and positions by
+        // `argmax`, after which nothing reads them: it ends the list, as `push` sees to.
         self.list.iter().try_for_each(|launch| unsafe {
             match launch {
                 Launch::RmsNorm(args) => kernels::rms_norm(stream, args),
@@ -185,6 +198,9 @@ impl Launches {
                 Launch::ScaledMm(args) => kernels::scaled_mm(stream, args),
                 Launch::RopeAppend(args) => kernels::rope_append(stream, args),
                 Launch::Attention(args) => kernels::attention(stream, args),
+                Launch::Embed(args) => kernels::embed(stream, args),
+                Launch::DenseMm(args) => kernels::dense_mm(stream, args),
+                Launch::Argmax(args) => kernels::argmax(stream, args),
             }
         })
     }
@@ -203,6 +219,16 @@ impl Launches {
             Some(graph) => Ok(Graph(graph)),
             None => bail!("{OP}: the capture gave no graph"),
         }
+    }
+
+    /// Adds a launch. A graph that there is has not got it.
+    fn push(&mut self, launch: Launch) -> Result<()> {
+        if let Some(Launch::Argmax(_)) = self.list.last() {
+            bail!("{OP}: nothing follows the choice of tokens, which moves positions on");
+        }
+        self.graph = None;
+        self.list.push(launch);
+        Ok(())
     }
 
     /// Whether the next launch may overlap the one before it. The first waits for what was done before the run.

@@ -70,8 +70,7 @@ impl Launches {
             out: self.output(out, (m, k), x.dtype())?,
             dependent: self.dependent(),
         };
-        self.list.push(Launch::RmsNorm(args));
-        Ok(())
+        self.push(Launch::RmsNorm(args))
     }
 
     /// [`silu_mul`](crate::silu_mul) of `gate` and `up`, both `[M, K]`, perhaps parts of one matrix.
@@ -94,8 +93,7 @@ impl Launches {
             out: self.output(out, (m, k), gate.dtype())?,
             dependent: self.dependent(),
         };
-        self.list.push(Launch::SiluMul(args));
-        Ok(())
+        self.push(Launch::SiluMul(args))
     }
 
     /// [`quantize`](crate::quantize) of `x [M, K]`, in the way of `out`.
@@ -124,8 +122,7 @@ impl Launches {
             quantization,
             dependent: self.dependent(),
         };
-        self.list.push(Launch::Quantize(args));
-        Ok(())
+        self.push(Launch::Quantize(args))
     }
 
     /// [`scaled_mm`](crate::scaled_mm) of `x [M, K]`, into `out [M, N]`, contiguous, in the activations' dtype.
@@ -190,8 +187,7 @@ impl Launches {
             accumulation: Accumulation::Promoted,
             dependent: self.dependent(),
         };
-        self.list.push(Launch::ScaledMm(args));
-        Ok(())
+        self.push(Launch::ScaledMm(args))
     }
 
     /// [`rope_append`](crate::rope_append) of one token of each sequence: `q [B, Hq · D]`, `k` and `v` `[B, Hkv · D]`,
@@ -257,8 +253,7 @@ impl Launches {
             values: memory.values,
             dependent: self.dependent(),
         };
-        self.list.push(Launch::RopeAppend(args));
-        Ok(())
+        self.push(Launch::RopeAppend(args))
     }
 
     /// [`attention_cached`](crate::attention_cached) of one token of each sequence: `q` and `out` are `[B, Hq · D]`.
@@ -308,8 +303,7 @@ impl Launches {
             scratch: self.dense(scratch)?,
             dependent: self.dependent(),
         };
-        self.list.push(Launch::Attention(args));
-        Ok(())
+        self.push(Launch::Attention(args))
     }
 
     fn cache(&mut self, heads: CacheHeads<'_>, q: &Tensor) -> Result<Cache> {
@@ -406,7 +400,7 @@ struct Cache {
 }
 
 /// Refuses a tensor of another shape or dtype.
-fn same(tensor: &Tensor, dims: &[usize], dtype: DType) -> Result<()> {
+pub(super) fn same(tensor: &Tensor, dims: &[usize], dtype: DType) -> Result<()> {
     if tensor.dims() == dims && tensor.dtype() == dtype {
         return Ok(());
     }

@@ -1,98 +1,22 @@
-//! A decode step of a dense FP8 model on a GPU, as a fixed list of kernel launches.
-
-use std::sync::Arc;
+//! The list of a step's launches, from a model and a cache.
 
 use candle_compressed_tensors::{CtLinear, shared_products, shared_quantization};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_fp8::{CacheHeads, HeadNorms, LaunchActivations, LaunchRope, Launches, Quantization};
 
+use super::{Given, Parts};
+use crate::KvCache;
 use crate::attention::Attention;
 use crate::layer::{DecoderLayer, FeedForward};
 use crate::mlp::Mlp;
+use crate::model::Head;
 use crate::norm::Norm;
-use crate::{KvCache, RotaryEmbedding};
-
-/// All layers and the last norm, for one token of each sequence of a cache. Keeps the memory of both, cache and
-/// weights.
-#[derive(Debug)]
-pub(crate) struct Step {
-    launches: Launches,
-    /// `[B, H]`: the tokens' embeddings, written before a run. The residual stream in it.
-    hidden: Tensor,
-    /// U32 `[B]`, written before a run.
-    positions: Tensor,
-    /// `[B, H]`: the result.
-    normed: Tensor,
-}
-
-/// What a step is made of.
-pub(crate) struct Parts<'a> {
-    pub(crate) layers: &'a [DecoderLayer],
-    pub(crate) norm: &'a Norm,
-    pub(crate) rotary: &'a RotaryEmbedding,
-    pub(crate) hidden_size: usize,
-    pub(crate) dtype: DType,
-    pub(crate) device: &'a Device,
-}
-
-impl Step {
-    /// For a model and a cache. `None` if some of the model's ops have no launch: dense linears, experts, caches that
-    /// round to E4M3, one scale for all activations; or if the device has no kernels for FP8.
-    pub(crate) fn new(parts: &Parts<'_>, cache: &mut KvCache) -> crate::Result<Option<Self>> {
-        if !candle_fp8::fp8_kernels(parts.device) {
-            return Ok(None);
-        }
-        let (cos, sin) = cache.angles(parts.rotary, parts.dtype, parts.device)?;
-        let (batch, launches) = (cache.batch(), Launches::new(parts.device)?);
-        let mut recorder = Recorder {
-            hidden: launches.values(batch, parts.hidden_size, parts.dtype)?,
-            positions: Tensor::zeros(batch, DType::U32, parts.device)?,
-            launches,
-            cache,
-            cos,
-            sin,
-            batch,
-            dtype: parts.dtype,
-            values: Vec::new(),
-            activations: Vec::new(),
-        };
-        let mut update = None;
-        for (index, layer) in parts.layers.iter().enumerate() {
-            let Some(next) = recorder.layer(index, layer, update.as_ref())? else {
-                return Ok(None);
-            };
-            update = Some(next);
-        }
-        let Some(LaunchActivations::Values(normed)) =
-            recorder.norm("last", update.as_ref(), parts.norm, None)?
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Self {
-            launches: recorder.launches,
-            hidden: recorder.hidden,
-            positions: recorder.positions,
-            normed,
-        }))
-    }
-
-    /// Embeddings `[B, 1, H]` of tokens at a position → final hidden states `[B, 1, H]`, in memory that the next run
-    /// writes again.
-    pub(crate) fn run(&mut self, embedded: &Tensor, position: usize) -> Result<Tensor> {
-        let (batch, _, _) = embedded.dims3()?;
-        let positions = Tensor::full(position as u32, batch, embedded.device())?;
-        self.positions.slice_set(&positions, 0, 0)?;
-        let embedded = embedded.reshape(self.hidden.shape())?.contiguous()?;
-        self.hidden.slice_set(&embedded, 0, 0)?;
-        self.launches.run()?;
-        self.normed.unsqueeze(1)
-    }
-}
 
 /// Builds the list. Layers share the memory for what is between their ops.
-struct Recorder<'a> {
+pub(super) struct Recorder<'a> {
     launches: Launches,
     cache: &'a KvCache,
+    /// `[B, H]`: the residual stream, from the embeddings on.
     hidden: Tensor,
     positions: Tensor,
     /// `[max_seq, D / 2]`.
@@ -104,7 +28,75 @@ struct Recorder<'a> {
     activations: Vec<(&'static str, Option<Quantization>, LaunchActivations)>,
 }
 
-impl Recorder<'_> {
+impl<'a> Recorder<'a> {
+    pub(super) fn new(
+        parts: &Parts<'_>,
+        cache: &'a KvCache,
+        (cos, sin): (Tensor, Tensor),
+        positions: &Tensor,
+    ) -> Result<Self> {
+        let (batch, launches) = (cache.batch(), Launches::new(parts.device)?);
+        Ok(Self {
+            hidden: launches.values(batch, parts.hidden_size, parts.dtype)?,
+            positions: positions.clone(),
+            launches,
+            cache,
+            cos,
+            sin,
+            batch,
+            dtype: parts.dtype,
+            values: Vec::new(),
+            activations: Vec::new(),
+        })
+    }
+
+    /// The list from `ids` U32 `[B]` to what it gives. `None` if a part of it has no launch.
+    pub(super) fn record(
+        mut self,
+        parts: &Parts<'_>,
+        ids: &Tensor,
+    ) -> Result<Option<(Launches, Given)>> {
+        self.launches.embed(parts.embeddings, ids, &self.hidden)?;
+        let mut update = None;
+        for (index, layer) in parts.layers.iter().enumerate() {
+            let Some(next) = self.layer(index, layer, update.as_ref())? else {
+                return Ok(None);
+            };
+            update = Some(next);
+        }
+        let given = self.end(parts, update.as_ref())?;
+        Ok(given.map(|given| (self.launches, given)))
+    }
+
+    /// The last norm, and logits if the head has a launch.
+    fn end(&mut self, parts: &Parts<'_>, update: Option<&Tensor>) -> Result<Option<Given>> {
+        if let Head::Own { linear, .. } = parts.head
+            && linear.is_fp8()
+        {
+            let head = [linear];
+            if let Some(normed) =
+                self.norm("last", update, parts.norm, shared_quantization(&head))?
+            {
+                let logits = self.products("logits", &head, &normed)?;
+                return Ok(logits.map(|mut logits| Given::Logits(logits.swap_remove(0))));
+            }
+        }
+        let Some(LaunchActivations::Values(normed)) =
+            self.norm("last", update, parts.norm, None)?
+        else {
+            return Ok(None);
+        };
+        let Some((weight, bias)) = parts.head.dense() else {
+            return Ok(Some(Given::Normed(normed)));
+        };
+        let logits = self.values("logits", weight.dim(0)?)?;
+        let launched = self.launches.dense_mm(&normed, weight, bias, &logits)?;
+        Ok(Some(match launched {
+            true => Given::Logits(logits),
+            false => Given::Normed(normed),
+        }))
+    }
+
     /// Gives what the layer adds to the residual stream.
     fn layer(
         &mut self,
@@ -295,13 +287,4 @@ impl Recorder<'_> {
         }
         Ok(made)
     }
-}
-
-/// What a cache keeps of the last model that made a step with it.
-#[derive(Debug)]
-pub(crate) struct Kept {
-    /// Of the model.
-    pub(crate) id: Arc<()>,
-    /// None if the model's ops have no launches.
-    pub(crate) step: Option<Step>,
 }

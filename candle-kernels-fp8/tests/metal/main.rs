@@ -1,0 +1,21 @@
+//! The Metal kernels without the hardware.
+//!
+//! The sources that a device would compile are compiled here as C++, behind a small header that stands for the shading
+//! language (`emulator/`), and run on the host: each thread of a group in turn, in a shuffled order, changing places where
+//! threads wait for each other. Every kernel goes over the case table and every remainder of what it tiles by, launched by
+//! the code that launches it on a device.
+//!
+//! What passes here is shown to compute the right numbers, to write all that it should and nothing else (memory is full of
+//! NaN before, with pages around that nothing may touch), not to depend on the order of threads between barriers, and not
+//! to need subnormal floats. What is not shown: that Apple's compiler takes the sources, that the matrix units add as
+//! exactly as f32 does, and how fast anything is.
+
+mod cast;
+mod dequantize;
+mod emulator;
+mod rows;
+mod scaled_mm;
+mod values;
+
+#[path = "../../../tests/oracle/mod.rs"]
+mod oracle;

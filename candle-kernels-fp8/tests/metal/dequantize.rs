@@ -118,7 +118,7 @@ fn extreme_scales() {
     let mut random = Random(13);
     let tiny = (0..0x0580_0000)
         .step_by(0x3_1f37)
-        .map(|bits: u32| bits | random.bits() % 2);
+        .map(|bits: u32| bits | (random.bits() & 1));
     let tiny: Vec<f32> = tiny.map(f32::from_bits).collect();
     let others = [
         0.0,

@@ -70,7 +70,7 @@ fn run(
     let weight = upload(&data.weight, k);
     let weight_scales = device.upload(&to_bytes(&data.scales, Float::F32));
     // Values of the case's type are values of F32 as well.
-    let bias_float = if case.seed % 2 == 0 {
+    let bias_float = if case.seed.is_multiple_of(2) {
         Float::F32
     } else {
         float

@@ -71,6 +71,8 @@ mod from_bytes;
 mod kernel;
 #[cfg(feature = "cuda")]
 mod launches;
+#[cfg(feature = "metal")]
+mod metal;
 mod packed_weight;
 mod quantize;
 mod quantize_weight;
@@ -81,6 +83,8 @@ mod rope_append;
 mod scaled_mm;
 mod silu_mul;
 mod storage;
+#[cfg(any(test, feature = "cuda", feature = "metal"))]
+mod strides;
 
 pub use attention::{AttentionScratch, Cached, attention, attention_cached};
 pub use candle_kernels_fp8::ScaleLayout;

@@ -22,7 +22,7 @@ inline void stage(device const T* from, uint stride, uint first, uint count, uin
         const uint row = piece / (DEPTH / PIECE), at = piece % (DEPTH / PIECE) * PIECE;
         const bool inside = first + row < count;
         S values[PIECE];
-        load(from + ulong(inside ? first + row : 0) * stride, k + at, inside ? end : 0, aligned, values);
+        load(from + ulong(first + row) * stride, k + at, inside ? end : 0, aligned, values);
         for (uint i = 0; i < PIECE; i++) to[row * STRIDE + at + i] = values[i];
     }
 }

@@ -120,20 +120,24 @@ impl Kernel {
         if tokens <= 2 { 4 } else { 2 }
     }
 
-    fn name<B>(self, activations: Activations<'_, B>) -> &'static str {
+    fn name<B>(self, args: &ScaledMm<'_, B>) -> &'static str {
         macro_rules! names {
             ($name:literal) => {
-                match self {
-                    Self::Gemv { tokens: 1 } => concat!("scaled_mm_gemv_", $name, "_1"),
-                    Self::Gemv { tokens: 2 } => concat!("scaled_mm_gemv_", $name, "_2"),
-                    Self::Gemv { tokens: 4 } => concat!("scaled_mm_gemv_", $name, "_4"),
-                    Self::Gemv { .. } => concat!("scaled_mm_gemv_", $name, "_8"),
-                    Self::Tile { tokens: 16 } => concat!("scaled_mm_tile_", $name, "_16"),
-                    Self::Tile { .. } => concat!("scaled_mm_tile_", $name, "_64"),
+                match (self, row_wise(args)) {
+                    (Self::Gemv { tokens: 1 }, true) => concat!("scaled_mm_gemv_", $name, "_1"),
+                    (Self::Gemv { tokens: 2 }, true) => concat!("scaled_mm_gemv_", $name, "_2"),
+                    (Self::Gemv { tokens: 4 }, true) => concat!("scaled_mm_gemv_", $name, "_4"),
+                    (Self::Gemv { .. }, true) => concat!("scaled_mm_gemv_", $name, "_8"),
+                    (Self::Gemv { tokens: 1 }, _) => concat!("scaled_mm_gemv_block_", $name, "_1"),
+                    (Self::Gemv { tokens: 2 }, _) => concat!("scaled_mm_gemv_block_", $name, "_2"),
+                    (Self::Gemv { tokens: 4 }, _) => concat!("scaled_mm_gemv_block_", $name, "_4"),
+                    (Self::Gemv { .. }, _) => concat!("scaled_mm_gemv_block_", $name, "_8"),
+                    (Self::Tile { tokens: 16 }, _) => concat!("scaled_mm_tile_", $name, "_16"),
+                    (Self::Tile { .. }, _) => concat!("scaled_mm_tile_", $name, "_64"),
                 }
             };
         }
-        match activations {
+        match args.activations {
             Activations::Codes { .. } => names!("e4m3"),
             Activations::Values { float, .. } => match float {
                 Float::Bf16 => names!("bf16"),
@@ -142,6 +146,18 @@ impl Kernel {
             },
         }
     }
+}
+
+/// Whether the scales of activations and weight are constant along K.
+fn row_wise<B>(args: &ScaledMm<'_, B>) -> bool {
+    let of_rows = match args.activations {
+        Activations::Codes {
+            scaling: Scaling::Group(group),
+            ..
+        } => group >= args.k,
+        _ => true,
+    };
+    of_rows && args.layout.run(args.k) >= args.k
 }
 
 impl fmt::Display for Kernel {
@@ -210,7 +226,7 @@ pub fn scaled_mm_with<Q: Queue>(
     };
     queue.launch(&Launch {
         library,
-        kernel: kernel.name(args.activations),
+        kernel: kernel.name(args),
         words: &words(args),
         buffers: &[
             Binding::Read(x),

@@ -49,6 +49,20 @@ inline float to_f32(e4m3 code) {
     return magnitude == 0x7f ? as_type<float>(0x7fc00000u) : value;
 }
 
+// Four codes, the first one in the lowest byte: as above, two at a time, unless one of them is NaN.
+template <typename To>
+inline void decode4(uint codes, thread To* values) {
+    const half2 even = as_type<half2>((codes & 0x007f007f) << 7 | (codes & 0x00800080) << 8);
+    const half2 odd = as_type<half2>((codes & 0x7f007f00) >> 1 | (codes & 0x80008000));
+    for (uint i = 0; i < 2; i++) {
+        values[2 * i] = To(float(even[i]) * 256.0f);
+        values[2 * i + 1] = To(float(odd[i]) * 256.0f);
+    }
+    if (((codes & 0x7f7f7f7f) + 0x01010101) & 0x80808080) {
+        for (uint i = 0; i < 4; i++) values[i] = To(to_f32(e4m3{uchar(codes >> i * 8)}));
+    }
+}
+
 // Rounds to nearest, ties to even. E4M3 is clamped to +-448; NaN stays NaN. By integers, as devices may take subnormal
 // values for zeros.
 template <typename T>

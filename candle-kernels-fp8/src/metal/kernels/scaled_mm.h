@@ -15,27 +15,32 @@ struct ScaledMm {
 // Elements that are read at once.
 constant constexpr uint PIECE = 16;
 
+// a / b, without a division where runs and blocks are as they mostly are.
+inline uint part_of(uint a, uint b) { return a < b ? 0 : b == 128 ? a / 128 : b == 1 ? a : a / b; }
+
 // The scales of rows, along k.
 struct Scales {
     device const float* x;
     device const float* weight;
 
     float of(constant ScaledMm& args, uint row, uint col, uint k) const {
-        const float scale = weight[col / args.weight_scale_rows * args.weight_scale_row + k / args.weight_scale_run];
-        return args.has_x_scales ? scale * x[row * args.x_scale_row + k / args.x_scale_run] : scale;
+        const uint first = part_of(col, args.weight_scale_rows) * args.weight_scale_row;
+        const float scale = weight[first + part_of(k, args.weight_scale_run)];
+        return args.has_x_scales ? scale * x[row * args.x_scale_row + part_of(k, args.x_scale_run)] : scale;
     }
 };
 
 // Where the run of k ends on which no scale changes.
 inline uint run_end(constant ScaledMm& args, uint k) {
-    return min(min((k / args.x_scale_run + 1) * args.x_scale_run, (k / args.weight_scale_run + 1) * args.weight_scale_run),
-               args.k);
+    const uint x_end = (part_of(k, args.x_scale_run) + 1) * args.x_scale_run;
+    const uint weight_end = (part_of(k, args.weight_scale_run) + 1) * args.weight_scale_run;
+    return min(min(x_end, weight_end), args.k);
 }
 
 // Sixteen neighbors, those from `end` on being zero and never read; 16 bytes at once where `aligned`.
 template <typename To>
 inline void unpack(uint4 words, thread To* values, e4m3) {
-    for (uint i = 0; i < 16; i++) values[i] = To(to_f32(e4m3{uchar(words[i / 4] >> i % 4 * 8)}));
+    for (uint i = 0; i < 4; i++) decode4(words[i], values + 4 * i);
 }
 template <typename To>
 inline void unpack(uint4 words, thread To* values, bf16) {

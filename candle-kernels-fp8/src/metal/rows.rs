@@ -44,6 +44,8 @@ pub enum Quantization<'a, B> {
     Static {
         /// Positive and finite.
         scale: f32,
+        /// Receives it, F32 `[1]`, if there are rows.
+        scales: Slice<'a, B>,
     },
 }
 
@@ -83,7 +85,7 @@ impl<'a, B> Output<'a, B> {
                     // Past the row's end there is nothing to share a scale with.
                     (stride, NEIGHBORS, group.min(k), 0.0)
                 }
-                Quantization::Static { scale } => {
+                Quantization::Static { scale, .. } => {
                     let sound = scale > 0.0 && scale.is_finite();
                     assert!(sound, "a scale is positive and finite");
                     (stride, STATIC, 0, scale)
@@ -104,20 +106,24 @@ impl<'a, B> Output<'a, B> {
     /// What is written, and where scales go; another buffer stands in for them where there are none.
     pub(super) fn bindings(&self) -> [Binding<'a, B>; 2] {
         let (to, scales) = match *self {
-            Self::Values { values, .. } => (values, None),
+            Self::Values { values, .. } => (
+                values,
+                Slice {
+                    offset: 0,
+                    ..values
+                },
+            ),
             Self::Codes {
                 codes,
                 quantization,
                 ..
             } => match quantization {
-                Quantization::Token { scales } | Quantization::Group { scales, .. } => {
-                    (codes, Some(scales))
-                }
-                Quantization::Static { .. } => (codes, None),
+                Quantization::Token { scales }
+                | Quantization::Group { scales, .. }
+                | Quantization::Static { scales, .. } => (codes, scales),
             },
         };
-        let stand_in = Slice { offset: 0, ..to };
-        [to, scales.unwrap_or(stand_in)].map(Binding::Write)
+        [to, scales].map(Binding::Write)
     }
 }
 

@@ -109,6 +109,7 @@ fn every_length() {
         );
         device.clear();
     }
+    device.assert_all_launched("cast_");
 }
 
 #[test]

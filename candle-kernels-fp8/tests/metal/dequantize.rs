@@ -87,6 +87,7 @@ fn every_layout_and_type() {
             }
         }
     }
+    device.assert_all_launched("dequantize_");
 }
 
 #[test]
@@ -199,4 +200,5 @@ fn values_through_codes() {
             device.clear();
         }
     }
+    device.assert_all_launched("fake_quantize_");
 }

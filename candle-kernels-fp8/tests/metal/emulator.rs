@@ -10,13 +10,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
 
-/// Compiles the kernels and what runs them; none without a C++ compiler.
-fn program() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM.get_or_init(build).as_deref()
+/// What runs the kernels, and their names.
+struct Program {
+    path: PathBuf,
+    kernels: Vec<String>,
 }
 
-fn build() -> Option<PathBuf> {
+/// Compiles it; none without a C++ compiler.
+fn program() -> Option<&'static Program> {
+    static PROGRAM: OnceLock<Option<Program>> = OnceLock::new();
+    PROGRAM.get_or_init(build).as_ref()
+}
+
+fn build() -> Option<Program> {
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
     if Command::new(&compiler).arg("--version").output().is_err() {
         // Past what captures the output of tests. If it cannot be said, the tests are as good.
@@ -59,6 +65,7 @@ fn build() -> Option<PathBuf> {
         let mut source = library.source().to_owned();
         fs::write(&path, &source).unwrap();
         let expanded = compile(&["-E", "-P"], &path);
+        let mut kernels = Vec::new();
         for (i, part) in expanded.split("extern \"C\" void ").skip(1).enumerate() {
             let name = part.split('(').next().unwrap();
             writeln!(
@@ -66,12 +73,13 @@ fn build() -> Option<PathBuf> {
                 "static emulator::Known known_{i}(\"{name}\", {name});"
             )
             .unwrap();
+            kernels.push(name.to_owned());
         }
         fs::write(&path, source).unwrap();
-        object(&path)
+        (object(&path), kernels)
     };
-    let objects: Vec<PathBuf> = std::thread::scope(|scope| {
-        let own = scope.spawn(|| object(&here.join("emulator.cpp")));
+    let (objects, kernels): (Vec<PathBuf>, Vec<Vec<String>>) = std::thread::scope(|scope| {
+        let own = scope.spawn(|| (object(&here.join("emulator.cpp")), Vec::new()));
         let others = Library::ALL.map(|library| scope.spawn(move || of_library(library)));
         let all = others.into_iter().chain([own]);
         all.map(|object| object.join().expect("it compiles"))
@@ -86,7 +94,10 @@ fn build() -> Option<PathBuf> {
         .status()
         .unwrap();
     assert!(linked.success(), "the emulator does not link");
-    Some(program)
+    Some(Program {
+        path: program,
+        kernels: kernels.concat(),
+    })
 }
 
 /// Memory of the device.
@@ -109,12 +120,13 @@ pub(crate) struct Emulator {
     process: RefCell<Child>,
     pipes: RefCell<(ChildStdin, ChildStdout)>,
     memory: RefCell<Vec<Vec<u8>>>,
+    launched: RefCell<BTreeSet<&'static str>>,
 }
 
 impl Emulator {
     /// None, which is said, without a C++ compiler.
     pub(crate) fn get() -> Option<Self> {
-        let mut process = Command::new(program()?)
+        let mut process = Command::new(&program()?.path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -127,6 +139,7 @@ impl Emulator {
             process: RefCell::new(process),
             pipes: RefCell::new(pipes),
             memory: RefCell::default(),
+            launched: RefCell::default(),
         })
     }
 
@@ -147,6 +160,16 @@ impl Emulator {
     /// Forgets all memory.
     pub(crate) fn clear(&self) {
         self.memory.borrow_mut().clear();
+    }
+
+    /// That every kernel ran whose name starts so.
+    pub(crate) fn assert_all_launched(&self, prefix: &str) {
+        let (all, launched) = (&program().unwrap().kernels, self.launched.borrow());
+        let all = || all.iter().filter(|name| name.starts_with(prefix));
+        assert!(all().count() > 0, "no kernel is called {prefix}");
+        for name in all() {
+            assert!(launched.contains(&name[..]), "{name} was not launched");
+        }
     }
 
     fn exchange(&self, request: &[u8], count: usize) -> io::Result<(String, Vec<Vec<u8>>)> {
@@ -208,6 +231,7 @@ impl Queue for Emulator {
         number(&mut request, launch.groups);
         number(&mut request, launch.threads);
         let kernel = launch.kernel;
+        self.launched.borrow_mut().insert(kernel);
         match self.exchange(&request, indices.len()) {
             Ok((error, contents)) if error.is_empty() => {
                 for (index, contents) in indices.into_iter().zip(contents) {

@@ -47,7 +47,7 @@ impl<'a> Codes<'a> {
             Mode::Token => m,
             Mode::Group(group) => m * k.div_ceil(group),
             Mode::Tensor => TENSOR_SCALES,
-            Mode::Static(_) => 0,
+            Mode::Static(_) => 1,
         };
         let stride = if m % 2 == 1 {
             k.next_multiple_of(16)
@@ -69,7 +69,7 @@ impl<'a> Codes<'a> {
         match self.mode {
             Mode::Token => Quantization::Token { scales },
             Mode::Group(group) => Quantization::Group { group, scales },
-            Mode::Static(scale) => Quantization::Static { scale },
+            Mode::Static(scale) => Quantization::Static { scale, scales },
             Mode::Tensor => unreachable!("has a kernel of its own"),
         }
     }
@@ -164,6 +164,7 @@ fn quantizers() {
             }
         }
     }
+    device.assert_all_launched("quantize_");
 }
 
 /// NaN, infinities, zeros, and what is so small that its scale would be subnormal, or is subnormal itself.
@@ -345,6 +346,7 @@ fn norms() {
             norm(&device, (m, k), FLOATS[(k + m) % 3], (k + m / 3) % 2 == 0);
         }
     }
+    device.assert_all_launched("rms_norm_");
 }
 
 fn silu_mul_on_cpu(gate: &[f32], up: &[f32], float: Float) -> Vec<f32> {
@@ -420,6 +422,7 @@ fn inner_activations() {
             silu(&device, &uniform(25.0), &uniform(3.0), k, float, &modes);
         }
     }
+    device.assert_all_launched("silu_mul_");
 }
 
 #[test]

@@ -221,6 +221,7 @@ fn every_size() {
             }
         }
     }
+    device.assert_all_launched("scaled_mm_");
 }
 
 /// Each code in each place that matters, subnormals and NaN included, against an activation of 1: exact.

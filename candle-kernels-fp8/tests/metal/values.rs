@@ -119,7 +119,7 @@ pub(crate) fn on_cpu(x: &[f32], k: usize, mode: Mode) -> (Vec<u8>, Vec<f32>) {
         Mode::Tensor => vec![cpu::quantize_tensor(x, &mut codes)],
         Mode::Static(scale) => {
             cpu::quantize_static(x, scale, &mut codes);
-            Vec::new()
+            vec![scale]
         }
     };
     (codes, scales)

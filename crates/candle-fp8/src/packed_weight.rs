@@ -34,13 +34,15 @@ impl PackedWeight {
 
     /// Bytes of memory that it takes.
     pub fn bytes(&self) -> usize {
-        self.codes.elem_count() * DType::F8E4M3.size_in_bytes()
+        // With the room between rows; panels are one row.
+        let rows = self.codes.dims().first().zip(self.codes.stride().first());
+        rows.map_or(0, |(rows, stride)| rows * stride * DType::F8E4M3.size_in_bytes())
     }
 
     /// Puts weights of the same K one behind the other, as one weight whose features are those of all: gives it, and
     /// the weights as parts of its memory, in their order. One product with it is a product with each of them.
     ///
-    /// `None` where they cannot be joined: on the CPU, which gains nothing by it, if K differs, or if N of one that
+    /// `None` where they cannot be joined: elsewhere than on CUDA (the CPU gains nothing by it), if K differs, or if N of one that
     /// another follows is no multiple of 8.
     ///
     /// # Errors

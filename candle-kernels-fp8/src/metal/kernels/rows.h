@@ -5,7 +5,7 @@
 constant constexpr uint VALUES = 0;
 constant constexpr uint TOKEN = 1;     // a scale for each row
 constant constexpr uint NEIGHBORS = 2; // a scale for each `neighbors`
-constant constexpr uint STATIC = 3;    // a scale that is given
+constant constexpr uint STATIC = 3;    // a scale that is given, and written down
 constant constexpr uint TENSOR = 4;    // a scale for all rows, of the largest of `magnitudes` partial ones
 
 // Host twin: `Output::words` in `rows.rs`.
@@ -44,9 +44,9 @@ inline float sum_of_group(float value, threadgroup float* exchange, uint threads
 }
 
 // Writes a row, whose values `values(i)` gives. `scales`: for TOKEN and NEIGHBORS what they are written to, one for each
-// row or `neighbors`; for TENSOR the partial magnitudes, behind which the scale goes.
+// row or `neighbors`, for STATIC a single one; for TENSOR the partial magnitudes, behind which the scale goes.
 template <typename T, typename Values>
-inline void finish(Output out, device uchar* to, device float* scales, Values values, uint row, uint thread_index,
+inline void finish(constant Output& out, device uchar* to, device float* scales, Values values, uint row, uint thread_index,
                    uint threads, uint lane, uint simd, threadgroup uint* exchange) {
     if (out.mode == VALUES) {
         device T* const results = (device T*)to + ulong(row) * out.stride;
@@ -78,6 +78,8 @@ inline void finish(Output out, device uchar* to, device float* scales, Values va
         scale = scale_of(max_of_group(amax, exchange, threads, lane, simd));
         if (thread_index == 0 && out.mode == TOKEN) scales[row] = scale;
         if (thread_index == 0 && out.mode == TENSOR && row == 0) scales[out.magnitudes] = scale;
+    } else if (thread_index == 0 && row == 0) {
+        scales[0] = scale;
     }
     for (uint i = thread_index; i < out.k; i += threads) codes[i] = from_f32<e4m3>(quotient(values(i), scale));
 }

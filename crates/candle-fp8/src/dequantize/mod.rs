@@ -128,8 +128,8 @@ pub fn dequantize_bytes(
     storage::tensor(weight.dequantize(scale_dtype, dtype), (n, k)).to_device(device)
 }
 
-#[cfg(any(feature = "cuda", feature = "metal"))]
 /// What a weight is dequantized to, and through.
+#[cfg(any(feature = "cuda", feature = "metal"))]
 #[derive(Clone, Copy)]
 struct How {
     layout: ScaleLayout,

@@ -4,8 +4,9 @@ use candle_core::backend::BackendStorage;
 use candle_core::{DType, Layout, MetalStorage, Result};
 use candle_kernels_fp8::metal::{self as kernels, Slice};
 use candle_metal_kernels::metal::Buffer;
+use std::sync::Arc;
 
-use super::{On, View, reinterpreted};
+use super::{On, View};
 use crate::strides::row_stride;
 
 /// All of a storage's memory.
@@ -106,8 +107,10 @@ fn contiguous(on: &On<'_>, (storage, layout): View<'_>) -> Result<MetalStorage> 
         DType::F8E4M3 => DType::U8,
         other => other,
     };
-    let from = reinterpreted(storage, layout.start_offset() + count, dtype);
-    let mut copy = on.alloc(count, dtype)?;
-    from.copy_strided_src(&mut copy, 0, layout)?;
-    Ok(reinterpreted(&copy, count.max(1), storage.dtype()))
+    let end = layout.start_offset() + count;
+    // Seen as bytes during the copy alone, in which `storage` keeps the memory.
+    let from = on.storage(Arc::new(storage.buffer().clone()), end, dtype);
+    let buffer = on.buffer(count, dtype)?;
+    from.copy_strided_src(&mut on.storage(buffer.clone(), count, dtype), 0, layout)?;
+    Ok(on.storage(buffer, count, storage.dtype()))
 }

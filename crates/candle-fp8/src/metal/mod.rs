@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::error::Error;
 
 pub(crate) use memory::{Rows, slice};
-pub(crate) use output::{Destination, Values, codes, scale, tensor};
+pub(crate) use output::{Destination, Values, codes, of_rows, scale, tensor};
 
 /// A tensor's memory on a GPU, and where in it the tensor lies.
 pub(crate) type View<'a> = (&'a MetalStorage, &'a Layout);
@@ -32,20 +32,30 @@ impl<'a> On<'a> {
         Self { op, device }
     }
 
-    /// Memory for so many elements, and for one at least, since no buffer is empty. It holds anything: kernels write before
-    /// others read. Candle may give it to another tensor as soon as this one is gone: what is launched later waits.
-    pub(crate) fn alloc(&self, len: usize, dtype: DType) -> Result<MetalStorage> {
-        let len = len.max(1);
+    /// Memory for so many elements: a buffer that Candle does not give to another tensor as long as this `Arc` or a clone
+    /// of it is there. A buffer of its own made of `Buffer::clone` would not keep it.
+    pub(crate) fn buffer(&self, len: usize, dtype: DType) -> Result<Arc<Buffer>> {
         let buffer = self.device.new_buffer_builder();
-        let buffer = buffer.with_size_for(len, dtype).build()?;
-        Ok(MetalStorage::new(buffer, self.device.clone(), len, dtype))
+        // No buffer is empty.
+        buffer.with_size_for(len.max(1), dtype).build()
+    }
+
+    /// Memory as elements of a type.
+    pub(crate) fn storage(&self, buffer: Arc<Buffer>, len: usize, dtype: DType) -> MetalStorage {
+        MetalStorage::new(buffer, self.device.clone(), len.max(1), dtype)
+    }
+
+    /// Memory for so many elements, and for one at least. It holds anything: kernels write before others read. Candle may
+    /// give it to another tensor as soon as this one is gone: what is launched later waits.
+    pub(crate) fn alloc(&self, len: usize, dtype: DType) -> Result<MetalStorage> {
+        Ok(self.storage(self.buffer(len, dtype)?, len, dtype))
     }
 
     /// Memory that holds these bytes as elements of a type.
     pub(crate) fn upload<T>(&self, values: &[T], dtype: DType) -> Result<MetalStorage> {
         let buffer = self.device.new_buffer_builder().with_data(values).build()?;
         let len = size_of_val(values) / dtype.size_in_bytes();
-        Ok(MetalStorage::new(buffer, self.device.clone(), len, dtype))
+        Ok(self.storage(buffer, len, dtype))
     }
 }
 
@@ -122,10 +132,4 @@ pub(crate) fn serves(device: &Device) -> bool {
 fn has_matrices(device: &MetalDevice) -> bool {
     let raw = device.metal_device().as_ref();
     raw.supportsFamily(MTLGPUFamily::Apple7)
-}
-
-/// A storage of the same memory, whose elements have another type of the same size.
-fn reinterpreted(storage: &MetalStorage, len: usize, dtype: DType) -> MetalStorage {
-    let buffer = Arc::new(storage.buffer().clone());
-    MetalStorage::new(buffer, storage.device().clone(), len, dtype)
 }

@@ -81,37 +81,31 @@ pub(crate) fn codes(
 ) -> Result<Quantized> {
     let shape = quantization.scales_shape(like.dims());
     let codes = on.alloc(like.elem_count(), DType::F8E4M3)?;
-    let room = || on.alloc(shape.iter().product(), DType::F32);
+    let scales = on.alloc(shape.iter().product(), DType::F32)?;
+    write(slice(&codes), of_rows(quantization, slice(&scales))?)?;
     let scales = match quantization {
-        Quantization::Static(value) => {
-            write(
-                slice(&codes),
-                kernels::Quantization::Static { scale: value },
-            )?;
-            scale(on, value)?
-        }
-        Quantization::PerToken => {
-            let room = room()?;
-            let scales = slice(&room);
-            write(slice(&codes), kernels::Quantization::Token { scales })?;
-            tensor(room, shape)
-        }
-        Quantization::PerGroup(group) => {
-            let room = room()?;
-            let scales = slice(&room);
-            write(
-                slice(&codes),
-                kernels::Quantization::Group { group, scales },
-            )?;
-            tensor(room, shape)
-        }
-        Quantization::PerTensor => bail!("one scale for all rows is not known before them"),
+        // Without rows, no kernel writes it down.
+        Quantization::Static(value) if like.elem_count() == 0 => scale(on, value)?,
+        _ => tensor(scales, shape),
     };
     Ok(Quantized {
         codes: tensor(codes, like.shape()),
         scales,
         group: quantization.group(),
         dtype: like.dtype(),
+    })
+}
+
+/// A quantization of rows, as kernels know it.
+pub(crate) fn of_rows<'a>(
+    quantization: Quantization,
+    scales: Slice<'a, Buffer>,
+) -> Result<kernels::Quantization<'a, Buffer>> {
+    Ok(match quantization {
+        Quantization::PerToken => kernels::Quantization::Token { scales },
+        Quantization::PerGroup(group) => kernels::Quantization::Group { group, scales },
+        Quantization::Static(scale) => kernels::Quantization::Static { scale, scales },
+        Quantization::PerTensor => bail!("one scale for all rows is not known before them"),
     })
 }
 

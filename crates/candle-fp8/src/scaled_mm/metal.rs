@@ -7,7 +7,7 @@ use candle_metal_kernels::metal::Buffer;
 
 use super::{Input, Mode, OP, ScaledMm, Weight};
 use crate::Quantization;
-use crate::metal::{On, Rows, View, float, on_metal, slice, tensor};
+use crate::metal::{On, Rows, View, float, of_rows, on_metal, slice, tensor};
 use crate::quantize::metal as quantize;
 
 /// One weight's product.
@@ -34,7 +34,7 @@ pub(super) fn many(x: &Tensor, input: Input<'_>, weights: &[Weight<'_>]) -> Resu
     let on = On::new(OP, x.0.device());
     with_operand(&on, op, x, |x| {
         let products = ops.iter().zip(weights).map(|(op, w)| {
-            let (weight, weight_layout) = w.codes.storage_and_layout();
+            let (weight, weight_layout) = w.codes.tensor().storage_and_layout();
             let (scale, scale_layout) = w.scale.storage_and_layout();
             let weight = (on_metal(&weight)?, weight_layout);
             let scale = (on_metal(&scale)?, scale_layout);
@@ -90,17 +90,9 @@ fn with_operand<T>(
                 let (scale, layout) = scale.storage_and_layout();
                 return operand(Rows::flat(on, (on_metal(&scale)?, layout))?.slice());
             }
-            let scales = match quantization {
-                Quantization::Static(scale) => on.upload(&[*scale], DType::F32)?,
-                _ => on.alloc(scaling.len(op.m, op.k), DType::F32)?,
-            };
+            let scales = on.alloc(scaling.len(op.m, op.k), DType::F32)?;
             let scales = slice(&scales);
-            let how = match *quantization {
-                Quantization::Static(scale) => kernels::Quantization::Static { scale },
-                Quantization::PerGroup(group) => kernels::Quantization::Group { group, scales },
-                _ => kernels::Quantization::Token { scales },
-            };
-            quantize::launch(on, &rows, to, how)?;
+            quantize::launch(on, &rows, to, of_rows(*quantization, scales)?)?;
             operand(scales)
         }
         Mode::Codes { scales, scaling } => {

@@ -10,11 +10,16 @@
 //! to need subnormal floats. What is not shown: that Apple's compiler takes the sources, that the matrix units add as
 //! exactly as f32 does, and how fast anything is.
 
+mod address_spaces;
 mod cast;
 mod dequantize;
 mod emulator;
+mod ops;
+mod quantize;
+mod rms_norm;
 mod rows;
 mod scaled_mm;
+mod silu_mul;
 mod values;
 
 #[path = "../../../tests/oracle/mod.rs"]

@@ -1,6 +1,5 @@
 //! Every kernel for products over every problem that it serves.
 
-use candle_kernels_fp8::ScaleLayout;
 use candle_kernels_fp8::metal::{
     Activations, Float, Kernel, ScaledMm, Scaling, padded, scaled_mm, scaled_mm_with,
 };
@@ -9,23 +8,7 @@ use std::collections::BTreeSet;
 use crate::emulator::Emulator;
 use crate::oracle::cases::{Case, Data, table};
 use crate::oracle::{self, Layout, Mode};
-use crate::values::{POISON, apart, from_bytes, to_bytes, widen};
-
-fn float_of(float: oracle::Float) -> Float {
-    match float {
-        oracle::Float::Bf16 => Float::Bf16,
-        oracle::Float::F16 => Float::F16,
-        oracle::Float::F32 => Float::F32,
-    }
-}
-
-fn layout_of(layout: Layout) -> ScaleLayout {
-    match layout {
-        Layout::Tensor => ScaleLayout::Tensor,
-        Layout::Channel => ScaleLayout::Channel,
-        Layout::Block(rows, cols) => ScaleLayout::Block { rows, cols },
-    }
-}
+use crate::values::{POISON, apart, float_of, from_bytes, layout_of, to_bytes, widen};
 
 /// The results of a kernel, or of the one that is chosen.
 fn run(
@@ -198,20 +181,24 @@ fn every_size() {
             check(&device, &case, &case.data());
         }
     }
-    // Every K with every type of activations.
+    // Every K with every type of activations, by kernels for rows and for blocks.
     for &k in &columns {
-        for (mode, float) in [
+        for (i, (mode, float)) in [
             (Mode::Token, oracle::Float::F32),
             (Mode::Full, oracle::Float::Bf16),
             (Mode::Full, oracle::Float::F16),
             (Mode::Full, oracle::Float::F32),
-        ] {
+        ]
+        .repeat(2)
+        .into_iter()
+        .enumerate()
+        {
             for m in [1, 2, 3, 7, 20] {
                 let case = Case {
                     lead: vec![m],
                     n: 9,
                     k,
-                    layout: Layout::Channel,
+                    layout: [Layout::Channel, Layout::Block(4, 40)][i / 4],
                     mode,
                     float,
                     bias: false,

@@ -1,5 +1,6 @@
 //! Values as bytes of a type, and how results are compared.
 
+use candle_kernels_fp8::ScaleLayout;
 use candle_kernels_fp8::cpu;
 use candle_kernels_fp8::metal::Float;
 use half::{bf16, f16};
@@ -22,6 +23,22 @@ pub(crate) fn oracle_float(float: Float) -> oracle::Float {
         Float::Bf16 => oracle::Float::Bf16,
         Float::F16 => oracle::Float::F16,
         Float::F32 => oracle::Float::F32,
+    }
+}
+
+pub(crate) fn float_of(float: oracle::Float) -> Float {
+    match float {
+        oracle::Float::Bf16 => Float::Bf16,
+        oracle::Float::F16 => Float::F16,
+        oracle::Float::F32 => Float::F32,
+    }
+}
+
+pub(crate) fn layout_of(layout: oracle::Layout) -> ScaleLayout {
+    match layout {
+        oracle::Layout::Tensor => ScaleLayout::Tensor,
+        oracle::Layout::Channel => ScaleLayout::Channel,
+        oracle::Layout::Block(rows, cols) => ScaleLayout::Block { rows, cols },
     }
 }
 

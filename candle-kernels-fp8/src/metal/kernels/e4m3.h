@@ -134,20 +134,3 @@ inline float product(e4m3 code, float scale) {
     // The 24th bit, if there is one, adds one to the exponent.
     return as_type<float>(sign | ((uint(shift + drop) << 23) + steps));
 }
-
-// An element of an array whose type is known at run time.
-inline float load_float(device const uchar* array, uint index, uint type) {
-    switch (type) {
-    case BF16: return to_f32(((device const bf16*)array)[index]);
-    case F16: return to_f32(((device const half*)array)[index]);
-    default: return ((device const float*)array)[index];
-    }
-}
-
-inline void store_float(device uchar* array, ulong index, float value, uint type) {
-    switch (type) {
-    case BF16: ((device bf16*)array)[index] = from_f32<bf16>(value); break;
-    case F16: ((device half*)array)[index] = from_f32<half>(value); break;
-    default: ((device float*)array)[index] = value;
-    }
-}

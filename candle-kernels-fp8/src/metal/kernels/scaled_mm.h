@@ -65,6 +65,23 @@ inline void load(device const T* row, uint k, uint end, bool aligned, thread To*
     for (uint i = 0; i < PIECE; i++) values[i] = k + i < end ? To(to_f32(row[k + i])) : To(0);
 }
 
+// An element of an array whose type is known at run time.
+inline float load_float(device const uchar* array, uint index, uint type) {
+    switch (type) {
+    case BF16: return to_f32(((device const bf16*)array)[index]);
+    case F16: return to_f32(((device const half*)array)[index]);
+    default: return ((device const float*)array)[index];
+    }
+}
+
+inline void store_float(device uchar* array, ulong index, float value, uint type) {
+    switch (type) {
+    case BF16: ((device bf16*)array)[index] = from_f32<bf16>(value); break;
+    case F16: ((device half*)array)[index] = from_f32<half>(value); break;
+    default: ((device float*)array)[index] = value;
+    }
+}
+
 // Stores one result: the bias is added in f32.
 inline void store_result(constant ScaledMm& args, device const uchar* bias, device uchar* out, uint row, uint col,
                          float value) {

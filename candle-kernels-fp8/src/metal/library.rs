@@ -36,8 +36,8 @@ impl Library {
         Self::SiluMul,
     ];
 
-    /// In the Metal Shading Language. To be compiled without fast math: results are those of the CPU, bit by bit, only where
-    /// divisions are rounded correctly and NaN is kept.
+    /// In the Metal Shading Language. To be compiled without fast math: results are those of the CPU, bit by bit, only
+    /// where divisions are rounded correctly and NaN is kept.
     pub fn source(self) -> &'static str {
         match self {
             Self::Cast => source!("cast.metal"),

@@ -1,8 +1,8 @@
 //! The kernels on GPUs of Apple silicon.
 //!
-//! Nothing here talks to a GPU. A function checks that sizes fit together, chooses a kernel, and hands a [`Launch`] to a
-//! [`Queue`]: that of a device, or one that runs kernels on the host. Memory is a [`Slice`] of whatever buffers the queue
-//! has. The device code is in `kernels/`, compiled by the device from [`Library::source`].
+//! Nothing here talks to a GPU. A function checks that sizes fit together, chooses a kernel, and hands a [`Launch`] to
+//! a [`Queue`]: that of a device, or one that runs kernels on the host. Memory is a [`Slice`] of whatever buffers the
+//! queue has. The device code is in `kernels/`, compiled by the device from [`Library::source`].
 //!
 //! Sizes, strides and numbers of elements fit 32 bits.
 

@@ -34,8 +34,8 @@ pub enum Activations<'a, B> {
 
 copies!(Activations);
 
-/// A product of activations `[m, k]` with the transpose of a weight `[n, k]`. Rows that start at multiples of 16 bytes are
-/// read faster than others.
+/// A product of activations `[m, k]` with the transpose of a weight `[n, k]`. Rows that start at multiples of 16 bytes
+/// are read faster than others.
 #[derive(Debug)]
 pub struct ScaledMm<'a, B> {
     /// Rows of activations.

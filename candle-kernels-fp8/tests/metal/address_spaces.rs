@@ -1,37 +1,38 @@
-//! That pointers stay in their address spaces. To the emulator a device's memory, that of a group and a thread's own are the
-//! same; to a device they are not, and a source that mixes them does not compile there.
+//! That pointers stay in their address spaces. To the emulator a device's memory, that of a group and a thread's own
+//! are the same; to a device they are not, and a source that mixes them does not compile there.
 //!
 //! Clang, of which Apple's compiler is made, checks this of C++ for OpenCL, which has the same address spaces by other
 //! names.
 
 use candle_kernels_fp8::metal::Library;
+use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-fn clang() -> Option<std::ffi::OsString> {
+/// A clang that knows C++ for OpenCL; none, which is said, without one.
+fn clang() -> Option<OsString> {
     let clang = std::env::var_os("CLANG").unwrap_or_else(|| "clang".into());
-    if Command::new(&clang).arg("--version").output().is_err() {
-        // Past what captures the output of tests. If it cannot be said, the tests are as good.
-        let text = "SKIPPED: no clang for the address spaces of the Metal kernels\n";
-        let _ = io::stderr().write_all(text.as_bytes());
-        return None;
+    let knows_both = Command::new(&clang).arg("--version").output().is_ok()
+        && complaints(&clang, "nothing", "").is_none();
+    if !knows_both {
+        crate::skip("no clang 14 or newer for the address spaces of the Metal kernels");
     }
-    Some(clang)
+    knows_both.then_some(clang)
 }
 
 /// What clang says against a source; nothing if it takes it.
-fn complaints(clang: &std::ffi::OsStr, name: &str, source: &str) -> Option<String> {
+fn complaints(clang: &OsStr, name: &str, source: &str) -> Option<String> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/metal/address_spaces");
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.clcpp"));
+    // Tests run at the same time.
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("{name}-{}.clcpp", CALLS.fetch_add(1, Ordering::Relaxed));
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&path, source).unwrap();
     let output = Command::new(clang)
         .args(["-x", "clcpp", "-cl-std=CLC++2021", "-target", "spir64"])
-        .args(["-fsyntax-only", "-Wall", "-Wextra", "-Werror"])
-        .args(["-Wno-unknown-pragmas", "-Wno-unknown-attributes"])
-        .args(["-Wno-unused-parameter", "-Wno-unused-const-variable"])
-        .arg("-I")
+        .args(["-fsyntax-only", "-w", "-I"])
         .args([&here, &path])
         .output()
         .unwrap();

@@ -139,4 +139,5 @@ fn rows_are_padded() {
         }
         device.clear();
     }
+    device.assert_all_launched("pad_");
 }

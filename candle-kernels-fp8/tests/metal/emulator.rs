@@ -24,32 +24,27 @@ fn program() -> Option<&'static Program> {
 
 fn build() -> Option<Program> {
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
-    if Command::new(&compiler).arg("--version").output().is_err() {
-        // Past what captures the output of tests. If it cannot be said, the tests are as good.
-        let _ = writeln!(
-            io::stderr(),
-            "SKIPPED: no C++ compiler for the Metal kernels"
-        );
-        return None;
-    }
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/metal/emulator");
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("metal");
     fs::create_dir_all(&out).unwrap();
-    let compile = |args: &[&str], from: &Path| {
-        let output = Command::new(&compiler)
+    let command = |args: &[&str], from: &Path| {
+        Command::new(&compiler)
             .args(["-std=c++17", "-O2", "-march=native", "-ffp-contract=off"])
-            .args(["-fno-strict-aliasing", "-Wall", "-Wextra", "-Werror"])
-            .args([
-                "-Wno-unknown-pragmas",
-                "-Wno-attributes",
-                "-Wno-unused-parameter",
-                "-I",
-            ])
+            .args(["-fno-strict-aliasing", "-w", "-I"])
             .arg(&here)
             .args(args)
             .arg(from)
             .output()
-            .unwrap();
+    };
+    let probe = out.join("probe.cpp");
+    fs::write(&probe, "_Float16 half(float value) { return value; }\n").unwrap();
+    let served = command(&["-fsyntax-only"], &probe).is_ok_and(|output| output.status.success());
+    if !served || !cfg!(target_os = "linux") {
+        crate::skip("the Metal kernels run on Linux, with a C++ compiler that has half precision");
+        return None;
+    }
+    let compile = |args: &[&str], from: &Path| {
+        let output = command(args, from).unwrap();
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{}: {told}", from.display());
         String::from_utf8_lossy(&output.stdout).into_owned()

@@ -1,5 +1,5 @@
-//! What a linear launches, one kernel after the other, over the case table: activations are quantized by a kernel, and what
-//! it gives is multiplied by another. Codes, scales and dense weights are the oracle's to the bit.
+//! What a linear launches, one kernel after the other, over the case table: activations are quantized by a kernel, and
+//! what it gives is multiplied by another. Codes, scales and dense weights are the oracle's to the bit.
 
 use candle_kernels_fp8::metal::{
     self, Activations, Dequantize, Float, Quantization, Quantize, QuantizeTensor, ScaledMm,

@@ -13,7 +13,8 @@ pub(crate) const FLOATS: [Float; 3] = [Float::Bf16, Float::F16, Float::F32];
 /// NaN as a code and as a float of any type: what memory holds before.
 pub(crate) const POISON: u8 = 0xff;
 
-/// Numbers of elements: every remainder of what a thread, a SIMD group and a tile handle at once, and more than a group.
+/// Numbers of elements: every remainder of what a thread, a SIMD group and a tile handle at once, and more than a
+/// group.
 pub(crate) fn lengths() -> impl Iterator<Item = usize> {
     (1..=40).chain(120..=136).chain([1000, 1025, 4100])
 }

@@ -11,8 +11,8 @@ const PIECE: usize = 16;
 
 /// An FP8 weight `[N, K]` as the products of its device read it fastest. Cloning is cheap.
 ///
-/// On CUDA that is an order of its own, with N rounded up to a multiple of 8 and K to one of 128. On Metal rows start at
-/// multiples of 16 bytes. On the CPU it is the tensor as it was.
+/// On CUDA that is an order of its own, with N rounded up to a multiple of 8 and K to one of 128. On Metal rows start
+/// at multiples of 16 bytes. On the CPU it is the tensor as it was.
 #[derive(Debug, Clone)]
 pub struct PackedWeight {
     /// F8E4M3: `[N, K]`, with room between rows on Metal; on CUDA all bytes of the panels.
@@ -36,14 +36,16 @@ impl PackedWeight {
     pub fn bytes(&self) -> usize {
         // With the room between rows; panels are one row.
         let rows = self.codes.dims().first().zip(self.codes.stride().first());
-        rows.map_or(0, |(rows, stride)| rows * stride * DType::F8E4M3.size_in_bytes())
+        rows.map_or(0, |(rows, stride)| {
+            rows * stride * DType::F8E4M3.size_in_bytes()
+        })
     }
 
     /// Puts weights of the same K one behind the other, as one weight whose features are those of all: gives it, and
     /// the weights as parts of its memory, in their order. One product with it is a product with each of them.
     ///
-    /// `None` where they cannot be joined: elsewhere than on CUDA (the CPU gains nothing by it), if K differs, or if N of one that
-    /// another follows is no multiple of 8.
+    /// `None` where they cannot be joined: elsewhere than on CUDA (the CPU gains nothing by it), if K differs, or if N of
+    /// one that another follows is no multiple of 8.
     ///
     /// # Errors
     /// If the device has no memory left for the copy.

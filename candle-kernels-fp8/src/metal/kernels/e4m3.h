@@ -1,5 +1,5 @@
-// What every kernel uses: E4M3 codes, float types, positions. The sources are compiled on the device, one library a file,
-// each behind this one; and on the host as C++, where `SHARED` is something else.
+// What every kernel uses: E4M3 codes, float types, positions. The sources are compiled on the device, one library a
+// file, each behind this one; and on the host as C++, where `SHARED` is something else.
 
 #include <metal_stdlib>
 using namespace metal;
@@ -40,8 +40,8 @@ inline float to_f32(float value) { return value; }
 inline float to_f32(half value) { return float(value); }
 inline float to_f32(bf16 value) { return as_type<float>(uint(value.bits) << 16); }
 
-// Exact. Under half precision's exponents, which have bias 15 and not 7, a code is 256 times too small; its subnormals are
-// then those of half precision.
+// Exact. Under half precision's exponents, which have bias 15 and not 7, a code is 256 times too small; its subnormals
+// are then those of half precision.
 inline float to_f32(e4m3 code) {
     const uint magnitude = code.bits & 0x7f;
     const ushort bits = ushort(magnitude << 7 | uint(code.bits & 0x80) << 8);
@@ -109,8 +109,8 @@ inline float quotient(float x, float scale) {
     return bits >> 31 ? -steps : steps;
 }
 
-// code * scale, rounded once; where scale or result are subnormal, which devices may take for zero, by integers. A scale
-// has no sign.
+// code * scale, rounded once; where scale or result are subnormal, which devices may take for zero, by integers. A
+// scale has no sign.
 inline float product(e4m3 code, float scale) {
     const uint bits = as_type<uint>(scale), magnitude = code.bits & 0x7f;
     // From 2^-117 on, the smallest code gives a normal result.

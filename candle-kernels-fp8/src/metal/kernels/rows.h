@@ -1,5 +1,5 @@
-// Rows of activations and where they go: as values, or quantized to E4M3. A group of threads has a row, and computes its
-// values anew in each pass: what it reads again is in the cache.
+// Rows of activations and where they go: as values, or quantized to E4M3. A group of threads has a row, and computes
+// its values anew in each pass: what it reads again is in the cache.
 
 // Host twin: `Mode` in `rows.rs`.
 constant constexpr uint VALUES = 0;
@@ -43,11 +43,11 @@ inline float sum_of_group(float value, threadgroup float* exchange, uint threads
     return simd_sum(lane < threads / LANES ? exchange[lane] : 0.0f);
 }
 
-// Writes a row, whose values `values(i)` gives. `scales`: for TOKEN and NEIGHBORS what they are written to, one for each
-// row or `neighbors`, for STATIC a single one; for TENSOR the partial magnitudes, behind which the scale goes.
+// Writes a row, whose values `values(i)` gives. `scales`: for TOKEN and NEIGHBORS what they are written to, one for
+// each row or `neighbors`, for STATIC a single one; for TENSOR the partial magnitudes, behind which the scale goes.
 template <typename T, typename Values>
-inline void finish(constant Output& out, device uchar* to, device float* scales, Values values, uint row, uint thread_index,
-                   uint threads, uint lane, uint simd, threadgroup uint* exchange) {
+inline void finish(constant Output& out, device uchar* to, device float* scales, Values values, uint row,
+                   uint thread_index, uint threads, uint lane, uint simd, threadgroup uint* exchange) {
     if (out.mode == VALUES) {
         device T* const results = (device T*)to + ulong(row) * out.stride;
         for (uint i = thread_index; i < out.k; i += threads) results[i] = from_f32<T>(values(i));

@@ -1,7 +1,8 @@
-// Few rows of activations: bound by reading the weight. A SIMD group computes FEATURES results of each of TOKENS rows; its
-// threads share out K in pieces of 16 bytes of the weight.
+// Few rows of activations: bound by reading the weight. A SIMD group computes FEATURES results of each of TOKENS rows;
+// its threads share out K in pieces of 16 bytes of the weight.
 
-// Where no scale changes along K, it is applied once; else to each piece, or to each part of one with a scale of its own.
+// Where no scale changes along K, it is applied once; else to each piece, or to each part of one with a scale of its
+// own.
 template <typename T, uint TOKENS, uint FEATURES, bool ROW_WISE>
 inline void gemv(constant ScaledMm& args, device const T* x, device const e4m3* weight, Scales scales,
                  device const uchar* bias, device uchar* out, uint first, uint lane) {

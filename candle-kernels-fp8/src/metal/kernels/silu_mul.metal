@@ -8,7 +8,8 @@ struct SiluMul {
 
 inline float power_of_two(int n) { return as_type<float>(uint(n + 127) << 23); }
 
-// e^x with an error of at most 2 ulp, with the arithmetic of `cpu/exp.rs`, which says why it is so; infinity above 88.73.
+// e^x with an error of at most 2 ulp, with the arithmetic of `cpu/exp.rs`, which says why it is so; infinity above
+// 88.73.
 inline float exponential(float x) {
     x = x > 89.0f ? 89.0f : x;
     x = x < -104.0f ? -104.0f : x;

@@ -214,8 +214,9 @@ struct Binding {
 };
 
 // What memory holds after a run; an error in `error`.
-std::vector<std::vector<char>> once(const std::vector<std::vector<char>>& contents, const std::vector<Binding>& bindings,
-                                    uint32_t groups, uint32_t count, bool again, std::string& error) {
+std::vector<std::vector<char>> once(const std::vector<std::vector<char>>& contents,
+                                    const std::vector<Binding>& bindings, uint32_t groups, uint32_t count, bool again,
+                                    std::string& error) {
     std::vector<Guarded*> memory;
     for (const std::vector<char>& bytes : contents) {
         memory.push_back(new Guarded(bytes.size()));
@@ -305,8 +306,8 @@ const Matrices* tell(float a0, float a1, float b0, float b1, int line) {
 
 int main() {
     using namespace emulator;
-    stacks = static_cast<char*>(
-        mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    stacks = static_cast<char*>(mmap(nullptr, MOST_THREADS * STACK, PROT_READ | PROT_WRITE, flags, -1, 0));
     if (stacks == MAP_FAILED) abort();
     for (;;) serve();
 }

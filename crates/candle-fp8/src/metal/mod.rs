@@ -32,8 +32,8 @@ impl<'a> On<'a> {
         Self { op, device }
     }
 
-    /// Memory for so many elements: a buffer that Candle does not give to another tensor as long as this `Arc` or a clone
-    /// of it is there. A buffer of its own made of `Buffer::clone` would not keep it.
+    /// Memory for so many elements: a buffer that Candle does not give to another tensor as long as this `Arc` or a
+    /// clone of it is there. A buffer of its own made of `Buffer::clone` would not keep it.
     pub(crate) fn buffer(&self, len: usize, dtype: DType) -> Result<Arc<Buffer>> {
         let buffer = self.device.new_buffer_builder();
         // No buffer is empty.
@@ -45,8 +45,8 @@ impl<'a> On<'a> {
         MetalStorage::new(buffer, self.device.clone(), len.max(1), dtype)
     }
 
-    /// Memory for so many elements, and for one at least. It holds anything: kernels write before others read. Candle may
-    /// give it to another tensor as soon as this one is gone: what is launched later waits.
+    /// Memory for so many elements, and for one at least. It holds anything: kernels write before others read. Candle
+    /// may give it to another tensor as soon as this one is gone: what is launched later waits.
     pub(crate) fn alloc(&self, len: usize, dtype: DType) -> Result<MetalStorage> {
         Ok(self.storage(self.buffer(len, dtype)?, len, dtype))
     }

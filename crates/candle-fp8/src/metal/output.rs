@@ -72,7 +72,8 @@ impl Destination for Quantization {
     }
 }
 
-/// Codes of activations `[.., K]`, dense, and their scales: `write` gets where the codes go, and how they are quantized.
+/// Codes of activations `[.., K]`, dense, and their scales: `write` gets where the codes go, and how they are
+/// quantized.
 pub(crate) fn codes(
     on: &On<'_>,
     like: &Tensor,

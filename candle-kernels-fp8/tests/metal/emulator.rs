@@ -30,6 +30,8 @@ fn build() -> Option<Program> {
     let command = |args: &[&str], from: &Path| {
         Command::new(&compiler)
             .args(["-std=c++17", "-O2", "-march=native", "-ffp-contract=off"])
+            // A pointer to what is no multiple of its type's size ends the process.
+            .args(["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"])
             .args(["-fno-strict-aliasing", "-w", "-I"])
             .arg(&here)
             .args(args)
@@ -240,7 +242,7 @@ impl Queue for Emulator {
             Ok((error, _)) => Err(format!("{kernel}: {error}")),
             Err(_) => {
                 let status = self.process.borrow_mut().wait();
-                Err(format!("{kernel}: it left its memory ({status:?})"))
+                Err(format!("{kernel}: it left its memory, or read it at an odd place ({status:?})"))
             }
         }
     }

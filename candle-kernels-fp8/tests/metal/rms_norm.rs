@@ -66,6 +66,15 @@ fn norm(device: &Emulator, (m, k): (usize, usize), float: Float, residual: bool)
         type_of.unit_roundoff(),
         if float == Float::F32 { 1.0 } else { 3.0 },
     );
+    // Few do: most results are the oracle's, rounded, which they are not where a rounding is left out or comes twice.
+    let others = found.iter().zip(&expected);
+    let others = others.filter(|(found, expected)| f64::from(**found) != type_of.round(**expected));
+    assert!(
+        float == Float::F32 || others.clone().count() <= 2 + found.len() / 50,
+        "{what}: {} of {} are another value",
+        others.count(),
+        found.len()
+    );
     let relative = tips * unit + (k as f64 / 256.0 + 16.0) * 2f64.powi(-24);
     for (i, (&found, expected)) in found.iter().zip(&expected).enumerate() {
         let bound = expected.abs() * relative + 2.0 * type_of.min_step();

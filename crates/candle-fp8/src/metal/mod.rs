@@ -4,7 +4,6 @@ mod memory;
 mod output;
 mod pipelines;
 
-use candle_core::backend::BackendStorage;
 use candle_core::{
     DType, Device, Layout, MetalDevice, MetalError, MetalStorage, Result, Storage, bail,
 };

@@ -39,7 +39,7 @@ pub enum Input<'a> {
 /// `x · weightᵀ`, with scales, and a bias added.
 ///
 /// - `input`: the activations `[.., K]`, any strides;
-/// - `weight`: F8E4M3 `[N, K]`, contiguous, or a [`PackedWeight`](crate::PackedWeight), which CUDA reads faster;
+/// - `weight`: F8E4M3 `[N, K]`, contiguous, or a [`PackedWeight`](crate::PackedWeight), which GPUs read faster;
 /// - `weight_scale`: F32, of the shape that `layout` says;
 /// - `bias`: BF16, F16 or F32 `[N]`.
 ///

@@ -242,7 +242,9 @@ impl Queue for Emulator {
             Ok((error, _)) => Err(format!("{kernel}: {error}")),
             Err(_) => {
                 let status = self.process.borrow_mut().wait();
-                Err(format!("{kernel}: it left its memory, or read it at an odd place ({status:?})"))
+                Err(format!(
+                    "{kernel}: it left its memory, or read it at an odd place ({status:?})"
+                ))
             }
         }
     }

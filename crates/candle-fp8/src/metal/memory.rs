@@ -111,6 +111,9 @@ fn contiguous(on: &On<'_>, (storage, layout): View<'_>) -> Result<MetalStorage> 
     // Seen as bytes during the copy alone, in which `storage` keeps the memory.
     let from = on.storage(Arc::new(storage.buffer().clone()), end, dtype);
     let buffer = on.buffer(count, dtype)?;
-    from.copy_strided_src(&mut on.storage(buffer.clone(), count, dtype), 0, layout)?;
+    if count > 0 {
+        let mut to = on.storage(buffer.clone(), count, dtype);
+        from.copy_strided_src(&mut to, 0, layout)?;
+    }
     Ok(on.storage(buffer, count, storage.dtype()))
 }

@@ -68,6 +68,13 @@ impl Queue for On<'_> {
         }
         let pipeline = pipelines::pipeline(self.device, launch.library, launch.kernel)
             .map_err(|source| self.error(source.into()))?;
+        let most = pipeline.max_total_threads_per_threadgroup();
+        if launch.threads > most {
+            let (kernel, threads) = (launch.kernel, launch.threads);
+            let text =
+                format!("{kernel}: groups of {threads} threads, of which it can have {most}");
+            return Err(self.error(MetalError::Message(text)));
+        }
         // Candle's encoder, which orders what it dispatches by the buffers that are read and written.
         let encoder = self.device.command_encoder()?;
         let encoder: &ComputeCommandEncoder = encoder.as_ref();

@@ -7,9 +7,9 @@
 //!
 //! What passes here is shown to compute the right numbers, to write all that it should and nothing else (memory is full
 //! of NaN before, with pages around that nothing may touch), not to depend on the order of threads between barriers,
-//! not to need subnormal floats, and to keep pointers in their address spaces (of which clang knows). What is not shown:
-//! that Apple's compiler takes the sources, that the matrix units add as exactly as f32 does, that tensors reach the
-//! kernels as intended, and how fast anything is.
+//! not to need subnormal floats, and to keep pointers in their address spaces (of which clang knows). What is not
+//! shown: that Apple's compiler takes the sources, that the matrix units add as exactly as f32 does, that tensors reach
+//! the kernels as intended, and how fast anything is.
 //!
 //! All of this needs Linux and a C++ compiler with half precision, such as GCC 12, and the address spaces clang 14.
 //! Without them a test says SKIPPED, and passes.

@@ -44,8 +44,8 @@ impl PackedWeight {
     /// Puts weights of the same K one behind the other, as one weight whose features are those of all: gives it, and
     /// the weights as parts of its memory, in their order. One product with it is a product with each of them.
     ///
-    /// `None` where they cannot be joined: elsewhere than on CUDA (the CPU gains nothing by it), if K differs, or if N of
-    /// one that another follows is no multiple of 8.
+    /// `None` where they cannot be joined: elsewhere than on CUDA (the CPU gains nothing by it), if K differs, or if N
+    /// of one that another follows is no multiple of 8.
     ///
     /// # Errors
     /// If the device has no memory left for the copy.

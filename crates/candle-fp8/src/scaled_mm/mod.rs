@@ -44,8 +44,8 @@ pub enum Input<'a> {
 /// - `bias`: BF16, F16 or F32 `[N]`.
 ///
 /// Gives `[.., N]` in the input's dtype; see the [arithmetic](crate#arithmetic). The weight is never expanded: the CPU
-/// kernel decodes at most 4 × 1024 codes at a time in each thread, those of GPUs on their way to the matrix units. If it
-/// is a tensor whose rows do not start at multiples of 16 bytes, each call on CUDA makes a copy of it, and Metal reads
+/// kernel decodes at most 4 × 1024 codes at a time in each thread, those of GPUs on their way to the matrix units. If
+/// it is a tensor whose rows do not start at multiples of 16 bytes, each call on CUDA makes a copy of it, and Metal reads
 /// it byte by byte.
 ///
 /// # Errors

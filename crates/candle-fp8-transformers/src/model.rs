@@ -158,7 +158,7 @@ impl CausalLm {
     ///
     /// All sequences of a batch have the same length; there is no padding.
     ///
-    /// On a GPU, steps of one token (L = 1) of a dense model whose layers' linears are all FP8 are a list of kernel
+    /// On CUDA, steps of one token (L = 1) of a dense model whose layers' linears are all FP8 are a list of kernel
     /// launches, which the cache keeps with the memory that it works in, and replays as a CUDA graph from the second
     /// step on. It also keeps the model's weights, until the cache or another model's step with it ends that.
     ///

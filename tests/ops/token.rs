@@ -224,10 +224,12 @@ fn attention_over_one_tensor_for_keys_and_values() -> Result<()> {
                 let t = position + l;
                 let filled = values_on(device, &[2, b, hkv, t, d], 2.0, dtype, 2)?;
                 // What lies beyond the cache's filled part must not matter.
-                let rest = Tensor::full(f32::NAN, (2, b, hkv, capacity - t, d), device)?;
                 let cache = match capacity - t {
                     0 => filled.clone(),
-                    _ => Tensor::cat(&[&filled, &rest.to_dtype(dtype)?], 3)?,
+                    rest => {
+                        let rest = Tensor::full(f32::NAN, (2, b, hkv, rest, d), device)?;
+                        Tensor::cat(&[&filled, &rest.to_dtype(dtype)?], 3)?
+                    }
                 };
                 let scale = 1.0 / (d as f64).sqrt();
                 let (wide_q, keys) = (read(&q)?, read(&filled.i(0)?)?);

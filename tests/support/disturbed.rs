@@ -109,20 +109,24 @@ pub fn changed_logits(
     logits(&CausalLm::load(&config, &source, vb).expect("a model"), ids)
 }
 
-/// A linear whose scales are multiplied by numbers: those of each output, or of each block of the weight.
+/// A linear whose scales are multiplied by numbers: each output has its own, of blocks for each part of K.
 pub fn rescaled(linear: CtFp8Linear, factor: impl Fn(usize) -> f64) -> Result<CtFp8Linear> {
-    use candle_fp8::ScaleLayout::{Channel, Tensor as One};
+    use candle_fp8::ScaleLayout::{Block, Channel, Tensor as One};
     let weight = linear.weight()?;
+    let outputs = weight.dim(0)?;
+    let scale = linear.weight_scale();
+    // What outputs share becomes as many equal ones.
     let (layout, scale) = match linear.layout() {
-        // One scale of all outputs is as many equal ones.
         One => {
-            let scale = linear.weight_scale().reshape((1, 1))?;
-            (
-                Channel,
-                scale.broadcast_as((weight.dim(0)?, 1))?.contiguous()?,
-            )
+            let scale = scale.reshape((1, 1))?.broadcast_as((outputs, 1))?;
+            (Channel, scale.contiguous()?)
         }
-        layout => (layout, linear.weight_scale().clone()),
+        Channel => (Channel, scale.clone()),
+        Block { rows, cols } => {
+            let of_outputs = (0..outputs).map(|output| (output / rows) as u32);
+            let of_outputs = Tensor::from_iter(of_outputs, &Device::Cpu)?;
+            (Block { rows: 1, cols }, scale.index_select(&of_outputs, 0)?)
+        }
     };
     let factors = Tensor::from_iter((0..scale.elem_count()).map(factor), &Device::Cpu)?;
     let scale = (scale.to_dtype(DType::F64)? * factors.reshape(scale.shape())?)?;

@@ -1,0 +1,282 @@
+//! Memory of a device, and what moves there and back.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::atomic::Ordering;
+
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
+use opencl3::memory::{
+    Buffer, CL_MEM_READ_WRITE, CL_MEM_SVM_FINE_GRAIN_BUFFER, ClMem, svm_alloc, svm_free,
+};
+use opencl3::types::{CL_BLOCKING, cl_mem};
+
+use crate::device::lock;
+use crate::{Error, XpuDevice};
+
+/// How a device gets at tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Memory {
+    /// It has memory of its own, and tensors are copied there.
+    Copied,
+    /// It shares memory with the host that both read and write: values are copied once, by the host, and never sent.
+    Shared,
+    /// It reads tensors where they lie. Only results are copied.
+    Tensors,
+}
+
+/// What was copied between tensors and a device's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transfers {
+    /// Copies of tensors for the device, weights among them.
+    pub uploads: u64,
+    /// Their bytes.
+    pub upload_bytes: u64,
+    /// Copies of results; each waits for the device.
+    pub downloads: u64,
+    /// Their bytes.
+    pub download_bytes: u64,
+}
+
+/// Memory that the device's kernels can use.
+pub(crate) struct Allocation {
+    device: XpuDevice,
+    place: Place,
+    bytes: usize,
+}
+
+enum Place {
+    Own(Buffer<u8>),
+    Shared(*mut c_void),
+    /// Of a tensor, which lives as long.
+    Tensor {
+        start: *const c_void,
+        _tensor: Tensor,
+    },
+}
+
+// SAFETY: the pointers are to memory that any thread may use.
+unsafe impl Send for Allocation {}
+// SAFETY: what writes to the memory is ordered by the device's queue, and by waits for it.
+unsafe impl Sync for Allocation {}
+
+/// What a kernel's argument is set to.
+pub(crate) enum Pointer {
+    Buffer(cl_mem),
+    Shared(*const c_void),
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        if let Place::Shared(start) = self.place {
+            // Kernels that use the memory have to be done. If the device was lost, there are none.
+            let _ = self.device.inner.queue.finish();
+            // SAFETY: it was allocated in this context, and is not used again.
+            let _ = unsafe { svm_free(self.device.inner.context.get(), start) };
+        }
+        if !matches!(self.place, Place::Tensor { .. }) {
+            self.device
+                .inner
+                .used_bytes
+                .fetch_sub(self.bytes as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Allocation {
+    /// Memory of no particular contents.
+    pub(crate) fn new(device: &XpuDevice, bytes: usize) -> Result<Self, Error> {
+        let (inner, info) = (&device.inner, device.info());
+        // Some drivers give what they do not have, and fail when it is used.
+        let bytes = bytes.max(1);
+        let used = inner.used_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let too_little = || {
+            inner.used_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+            Error::Memory {
+                device: info.name.clone(),
+                bytes: bytes as u64,
+                used,
+                total: info.memory_bytes,
+                at_once: info.allocation_bytes,
+            }
+        };
+        if bytes as u64 > info.allocation_bytes || used + bytes as u64 > info.memory_bytes {
+            return Err(too_little());
+        }
+        let place = match device.memory() {
+            Memory::Copied => {
+                // SAFETY: no memory of the host is passed.
+                let buffer = unsafe {
+                    Buffer::create(&inner.context, CL_MEM_READ_WRITE, bytes, ptr::null_mut())
+                };
+                Place::Own(buffer.map_err(|_| too_little())?)
+            }
+            Memory::Shared | Memory::Tensors => {
+                let flags = CL_MEM_READ_WRITE | CL_MEM_SVM_FINE_GRAIN_BUFFER;
+                // SAFETY: the device has this kind of memory, or it would not be chosen.
+                let start = unsafe { svm_alloc(inner.context.get(), flags, bytes, 64) };
+                Place::Shared(start.map_err(|_| too_little())?)
+            }
+        };
+        Ok(Self {
+            device: device.clone(),
+            place,
+            bytes,
+        })
+    }
+
+    /// Memory that holds these bytes.
+    pub(crate) fn of_bytes(device: &XpuDevice, bytes: &[u8]) -> Result<Self, Error> {
+        let mut allocation = Self::new(device, bytes.len())?;
+        match &mut allocation.place {
+            Place::Own(buffer) => {
+                // SAFETY: the buffer is as long as the bytes, and the call waits until they are there.
+                let written = unsafe {
+                    device
+                        .inner
+                        .queue
+                        .enqueue_write_buffer(buffer, CL_BLOCKING, 0, bytes, &[])
+                };
+                device.check("clEnqueueWriteBuffer", written)?;
+            }
+            Place::Shared(start) => {
+                // SAFETY: as above; no kernel uses the memory yet.
+                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start.cast(), bytes.len()) };
+            }
+            Place::Tensor { .. } => unreachable!("what is allocated is no tensor's"),
+        }
+        let mut transfers = lock(&device.inner.transfers);
+        transfers.uploads += 1;
+        transfers.upload_bytes += bytes.len() as u64;
+        drop(transfers);
+        Ok(allocation)
+    }
+
+    /// The values of a tensor `[.., k]` in rows that start at multiples of `stride` elements, with zeros between them.
+    pub(crate) fn of_tensor(
+        device: &XpuDevice,
+        tensor: &Tensor,
+        k: usize,
+        stride: usize,
+    ) -> candle_core::Result<Self> {
+        let tensor = tensor.contiguous()?;
+        let size = tensor.dtype().size_in_bytes();
+        let (storage, layout) = tensor.storage_and_layout();
+        let all = bytes_of(&storage)?;
+        let bytes = &all[layout.start_offset() * size..][..tensor.elem_count() * size];
+        // Kernels read 16 bytes at once.
+        if device.memory() == Memory::Tensors
+            && k == stride
+            && bytes.as_ptr().addr().is_multiple_of(16)
+        {
+            let place = Place::Tensor {
+                start: bytes.as_ptr().cast(),
+                _tensor: tensor.clone(),
+            };
+            return Ok(Self {
+                device: device.clone(),
+                place,
+                bytes: bytes.len(),
+            });
+        }
+        if k == stride {
+            return Ok(Self::of_bytes(device, bytes)?);
+        }
+        let mut padded = vec![0; bytes.len() / (k * size) * stride * size];
+        for (to, from) in padded
+            .chunks_exact_mut(stride * size)
+            .zip(bytes.chunks_exact(k * size))
+        {
+            to[..k * size].copy_from_slice(from);
+        }
+        Ok(Self::of_bytes(device, &padded)?)
+    }
+
+    pub(crate) fn pointer(&self) -> Pointer {
+        match &self.place {
+            Place::Own(buffer) => Pointer::Buffer(buffer.get()),
+            Place::Shared(start) => Pointer::Shared(start.cast_const()),
+            Place::Tensor { start, .. } => Pointer::Shared(*start),
+        }
+    }
+
+    /// Waits until the device is done, and copies from the start.
+    pub(crate) fn read(&self, to: &mut [u8]) -> Result<(), Error> {
+        assert!(to.len() <= self.bytes, "no more than there is");
+        let device = &self.device;
+        match &self.place {
+            Place::Own(buffer) => {
+                // SAFETY: the buffer is as long, and the call waits until the bytes are here.
+                let read = unsafe {
+                    device
+                        .inner
+                        .queue
+                        .enqueue_read_buffer(buffer, CL_BLOCKING, 0, to, &[])
+                };
+                device.check("clEnqueueReadBuffer", read)?;
+            }
+            Place::Shared(start) => {
+                device.check("clFinish", device.inner.queue.finish())?;
+                // SAFETY: the memory is as long, and no kernel is under way.
+                unsafe { ptr::copy_nonoverlapping(start.cast::<u8>(), to.as_mut_ptr(), to.len()) };
+            }
+            Place::Tensor { .. } => unreachable!("kernels do not write to a tensor's memory"),
+        }
+        let mut transfers = lock(&device.inner.transfers);
+        transfers.downloads += 1;
+        transfers.download_bytes += to.len() as u64;
+        Ok(())
+    }
+
+    /// As a tensor.
+    pub(crate) fn tensor(&self, dims: &[usize], dtype: DType) -> candle_core::Result<Tensor> {
+        let tensor = Tensor::zeros(dims, dtype, &candle_core::Device::Cpu)?;
+        tensor.inplace_op1(&Read(self))?;
+        Ok(tensor)
+    }
+}
+
+/// Fills a new tensor with what the device computed.
+struct Read<'a>(&'a Allocation);
+
+impl InplaceOp1 for Read<'_> {
+    fn name(&self) -> &'static str {
+        "xpu read"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
+        Ok(self.0.read(bytes_mut(storage)?)?)
+    }
+}
+
+/// Memory of plain numbers as bytes.
+fn as_bytes<T: Copy>(values: &[T]) -> &[u8] {
+    // SAFETY: all of it is initialized, and any bytes are bytes.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+fn as_bytes_mut<T: Copy>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: as above; any bytes are a value of these types, all of which are plain numbers.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}
+
+fn bytes_of(storage: &Storage) -> candle_core::Result<&[u8]> {
+    match storage {
+        Storage::Cpu(CpuStorage::BF16(values)) => Ok(as_bytes(values)),
+        Storage::Cpu(CpuStorage::F16(values)) => Ok(as_bytes(values)),
+        Storage::Cpu(CpuStorage::F32(values)) => Ok(as_bytes(values)),
+        Storage::Cpu(CpuStorage::F8E4M3(values)) => Ok(as_bytes(values)),
+        _ => candle_core::bail!(
+            "a tensor that is not on the CPU, or of a dtype that no kernel takes"
+        ),
+    }
+}
+
+fn bytes_mut(storage: &mut CpuStorage) -> candle_core::Result<&mut [u8]> {
+    match storage {
+        CpuStorage::BF16(values) => Ok(as_bytes_mut(values)),
+        CpuStorage::F16(values) => Ok(as_bytes_mut(values)),
+        CpuStorage::F32(values) => Ok(as_bytes_mut(values)),
+        CpuStorage::F8E4M3(values) => Ok(as_bytes_mut(values)),
+        _ => candle_core::bail!("a tensor of a dtype that no kernel gives"),
+    }
+}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # OpenCL without a GPU: PoCL and Intel's runtime, which run kernels on the processor, and ocloc, Intel's compiler for its
-# GPUs. For Linux on x86-64, with python3, and for ocloc apt-get. Needs no root.
+# GPUs. For Linux on x86-64, with python3 and apt-get. Needs no root.
 #
 #   eval "$(tools/opencl.sh)"     # installs what is not there yet, then sets the environment of this shell
 #
@@ -9,10 +9,13 @@ set -euo pipefail
 
 wheels=(
     intel-opencl-rt==2026.2.0 intel-cmplr-lib-rt==2026.2.0 tbb==2023.2.0 # Intel's runtime, and the loader libOpenCL
-    pocl-binary-distribution==3.0
 )
-# From Debian's unstable, as no other knows all of Intel's GPUs; what is there now, as older ones do not stay there.
-packages=(intel-ocloc libigc2 libigdfcl2)
+# PoCL comes from Debian 12, whose C library is older than that of most systems, and does without some of what it asks for:
+# compilers of C, and what each system has itself.
+pocl=(bookworm pocl-opencl-icd)
+without='^(libc6|libc-|libstdc|libgcc|gcc-|lib32|libobjc|libgomp|lib[a-z]*san|binutils|clang-|llvm-|linux-|rpcsvc|.*-dev_)'
+# ocloc from Debian's unstable, as no other knows all of Intel's GPUs; what is there now, as older ones do not stay there.
+ocloc=(sid intel-ocloc libigc2 libigdfcl2)
 mirror=http://deb.debian.org/debian
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 
@@ -33,6 +36,7 @@ root=${CANDLE_FP8_OPENCL:-${XDG_CACHE_HOME:-$HOME/.cache}/candle-fp8-opencl}
 # A changed script installs anew, beside what is there: other checkouts may use it right now.
 version=$(sha256sum "${BASH_SOURCE[0]}")
 home=$root/${version:0:12}
+libraries=usr/lib/x86_64-linux-gnu
 
 install_wheels() {
     local into=$1
@@ -46,24 +50,14 @@ install_wheels() {
     rm -r "$into/venv" "$into/log"
 }
 
-# Where the loader looks for runtimes, a folder for each and one with both: a file with the path of a library.
-add_vendors() {
-    local into=$1 pocl
-    pocl=$(cd "$into" && echo lib/python*/site-packages/pyopencl/.libs/libpocl-*.so)
-    mkdir -p "$into"/vendors/{both,intel,pocl}
-    printf '%s\n' "$home/lib/libintelocl.so" | tee "$into/vendors/intel/intel.icd" >"$into/vendors/both/intel.icd"
-    printf '%s\n' "$home/$pocl" | tee "$into/vendors/pocl/pocl.icd" >"$into/vendors/both/pocl.icd"
-}
-
-# apt-get with folders of its own, so that it neither needs root nor sees what the system has installed. It checks
-# Debian's signatures, and finds all that ocloc depends on: it is unpacked with a C library of its own, and run with that.
-install_ocloc() {
-    local into=$1 apt=$1/apt package
-    type -P apt-get dpkg-deb >/dev/null || fail 'apt-get and dpkg-deb are needed to fetch ocloc from Debian'
-    [ -e $keyring ] || fail "$keyring is needed to fetch ocloc from Debian; install the package debian-archive-keyring"
-    mkdir -p "$apt"/{state/lists/partial,cache/archives/partial,parts} "$into/ocloc"
+# Packages of a Debian suite with all that they depend on, unpacked into a folder but for those that a pattern names. apt-get
+# gets folders of its own, so that it neither needs root nor sees what the system has installed; it checks signatures.
+unpack() {
+    local into=$1 without=$2 suite=$3 apt=$1.apt package
+    shift 3
+    mkdir -p "$apt"/{state/lists/partial,cache/archives/partial,parts} "$into"
     : >"$apt/status"
-    printf 'deb [signed-by=%s] %s sid main\n' $keyring $mirror >"$apt/sources.list"
+    printf 'deb [signed-by=%s] %s %s main\n' $keyring $mirror "$suite" >"$apt/sources.list"
     cat >"$apt/apt.conf" <<END
 Dir::Etc::sourcelist "$apt/sources.list";
 Dir::Etc::sourceparts "$apt/parts";
@@ -77,10 +71,24 @@ APT::Sandbox::User "$(id -un)";
 Acquire::Languages "none";
 END
     { APT_CONFIG=$apt/apt.conf apt-get update -qq &&
-        APT_CONFIG=$apt/apt.conf apt-get install -qq -y --download-only --no-install-recommends "${packages[@]}"; } \
-        >&2 || fail "apt-get could not fetch ${packages[*]}"
-    for package in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$package" "$into/ocloc"; done
+        APT_CONFIG=$apt/apt.conf apt-get install -qq -y --download-only --no-install-recommends "$@"; } \
+        >&2 || fail "apt-get could not fetch $* from Debian's $suite"
+    for package in "$apt"/cache/archives/*.deb; do
+        [[ ${package##*/} =~ $without ]] || dpkg-deb -x "$package" "$into"
+    done
     rm -r "$apt"
+}
+
+# Where the loader looks for runtimes, a folder for each and one with both: a file with the path of a library.
+add_vendors() {
+    mkdir -p "$1"/vendors/{both,intel,pocl}
+    printf '%s\n' "$home/lib/libintelocl.so" | tee "$1/vendors/intel/intel.icd" >"$1/vendors/both/intel.icd"
+    printf '%s\n' "$home/pocl/$libraries/libpocl.so.2" | tee "$1/vendors/pocl/pocl.icd" >"$1/vendors/both/pocl.icd"
+}
+
+# It was unpacked with a C library of its own, and is run with that.
+add_ocloc() {
+    local into=$1
     mkdir -p "$into/bin"
     cat >"$into/bin/ocloc" <<'END'
 #!/usr/bin/env bash
@@ -94,15 +102,20 @@ END
 
 if [ ! -e "$home" ]; then
     type -P python3 >/dev/null || fail 'python3 is needed, with its module venv'
+    type -P apt-get dpkg-deb >/dev/null || fail 'apt-get and dpkg-deb are needed to fetch PoCL and ocloc from Debian'
+    [ -e $keyring ] || fail "$keyring is needed to fetch them from Debian; install the package debian-archive-keyring"
     mkdir -p "$root"
     # Left by installations that were killed.
     find "$root" -maxdepth 1 -name 'partial.*' -mmin +120 -exec rm -rf {} +
-    say "installing PoCL, Intel's runtime and ocloc into $home: a download of 0.4 GB, 1.2 GB on disk"
+    say "installing PoCL, Intel's runtime and ocloc into $home: a download of 0.5 GB, 1.6 GB on disk"
     # Made under another name, so that what has the right one is complete.
     partial=$(mktemp -d "$root/partial.XXXXXX")
     install_wheels "$partial"
+    unpack "$partial/pocl" "$without" "${pocl[@]}"
+    # Nothing is left out.
+    unpack "$partial/ocloc" '^$' "${ocloc[@]}"
     add_vendors "$partial"
-    install_ocloc "$partial"
+    add_ocloc "$partial"
     "$partial/bin/ocloc" ids bmg >/dev/null || fail 'ocloc does not start, or does not know Battlemage'
     chmod 755 "$partial"
     # Another process may have been faster. Then its installation stays.
@@ -120,5 +133,5 @@ cat <<END
 export CANDLE_FP8_OPENCL_HOME=$(printf %q "$home")
 export OCL_ICD_VENDORS=\$CANDLE_FP8_OPENCL_HOME/vendors/both
 export PATH=\$CANDLE_FP8_OPENCL_HOME/bin:\$PATH
-export LD_LIBRARY_PATH=\$CANDLE_FP8_OPENCL_HOME/lib\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH=\$CANDLE_FP8_OPENCL_HOME/lib:\$CANDLE_FP8_OPENCL_HOME/pocl/$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}
 END

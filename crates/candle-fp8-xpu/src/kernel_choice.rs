@@ -85,7 +85,17 @@ impl Kernel {
 
     /// For activations of a type `[m, k]` and a weight `[n, k]`.
     pub(crate) fn launch(self, device: &XpuDevice, x: Element, m: usize, n: usize) -> Launch {
-        let lanes = device.inner.lanes;
+        self.launch_on(device.inner.lanes, device.info().emulated, x, [m, n])
+    }
+
+    /// On subgroups of so many lanes, and matrix units that are emulated or not.
+    pub(crate) fn launch_on(
+        self,
+        lanes: usize,
+        emulated: bool,
+        x: Element,
+        [m, n]: [usize; 2],
+    ) -> Launch {
         let subgroups = ITEMS / lanes.min(ITEMS);
         let on_subgroups = [("LANES", lanes)];
         let (source, name, defines, features, rows, items) = match self {
@@ -124,13 +134,12 @@ impl Kernel {
                 )
             }
             Self::Matrix { tiles, runs } => {
-                let emulated = device.info().emulated.into();
                 let defines = [
                     &on_subgroups[..],
                     &[
                         ("TILES", tiles),
                         ("RUNS", runs.into()),
-                        ("EMULATED", emulated),
+                        ("EMULATED", emulated.into()),
                     ],
                 ];
                 let of_group = lanes * subgroups;

@@ -187,3 +187,6 @@ impl XpuDevice {
         self.check("clCreateKernel", Kernel::create(&program, name))
     }
 }
+
+#[cfg(test)]
+mod tests;

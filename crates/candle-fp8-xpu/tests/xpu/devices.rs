@@ -1,5 +1,7 @@
 //! The devices that ops are tested on, and tensors for them.
 
+use std::sync::{Mutex, OnceLock, PoisonError};
+
 use candle_core::{DType, Device, Result, Tensor};
 use candle_fp8_xpu::{Error, Kernels, XpuDevice, XpuOptions};
 use float8::F8E4M3;
@@ -8,14 +10,17 @@ use crate::oracle::Float;
 
 /// Runs a test on every device in every way that it can be used; nothing where there is no OpenCL.
 pub(crate) fn everywhere(test: impl Fn(&XpuDevice) -> Result<()>) -> Result<()> {
-    for device in ways() {
+    // Kernels are compiled once for all tests. One at a time has a device, and looks at its counters.
+    static WAYS: OnceLock<Vec<Mutex<XpuDevice>>> = OnceLock::new();
+    for device in WAYS.get_or_init(|| ways().into_iter().map(Mutex::new).collect()) {
+        let device = &*device.lock().unwrap_or_else(PoisonError::into_inner);
         // Seen where the test fails.
         println!(
             "on {device:?}: {:?}, {:?}",
             device.kernels(),
             device.memory()
         );
-        test(&device)?;
+        test(device)?;
     }
     Ok(())
 }

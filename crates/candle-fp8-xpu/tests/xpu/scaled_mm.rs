@@ -75,23 +75,21 @@ fn every_kernel_agrees_with_the_oracle() -> Result<()> {
                 (Layout::Block(128, 128), Mode::Full),
                 (Layout::Block(16, 24), Mode::Token),
             ] {
-                for float in [Float::Bf16, Float::F16, Float::F32] {
-                    seed += 1;
-                    let k = [150, 256][seed as usize % 2];
-                    agrees(
-                        &Case {
-                            lead: vec![m],
-                            n: 77,
-                            k,
-                            layout,
-                            mode,
-                            float,
-                            bias: m % 2 == 1,
-                            seed,
-                        },
-                        device,
-                    )?;
-                }
+                seed += 1;
+                // Compiling a kernel takes longer than running it: each way meets each type, not each of both.
+                let float = [Float::Bf16, Float::F16, Float::F32][seed as usize % 3];
+                let k = [150, 256][seed as usize % 2];
+                let case = Case {
+                    lead: vec![m],
+                    n: 77,
+                    k,
+                    layout,
+                    mode,
+                    float,
+                    bias: m % 2 == 1,
+                    seed,
+                };
+                agrees(&case, device)?;
             }
         }
         Ok(())

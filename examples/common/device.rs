@@ -30,7 +30,7 @@ pub fn device(cpu: bool) -> anyhow::Result<Device> {
     Ok(Device::Cpu)
 }
 
-/// The flags `--dtype` and `--cpu`.
+/// The flags `--dtype`, `--cpu` and `--xpu`.
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
@@ -42,6 +42,10 @@ pub struct DeviceArgs {
     /// Run on the CPU, even in a build with support for a GPU.
     #[arg(long)]
     pub cpu: bool,
+
+    /// Run FP8 linears on an Intel GPU, through OpenCL, and the rest on the CPU: the first device, or the one of this number.
+    #[arg(long, value_name = "INDEX", num_args = 0..=1, default_missing_value = "0", conflicts_with_all = ["cpu", "dequantize"])]
+    pub xpu: Option<usize>,
 }
 
 impl DeviceArgs {
@@ -50,7 +54,7 @@ impl DeviceArgs {
     /// # Errors
     /// Those of [`device`](fn@device).
     pub fn device(&self) -> anyhow::Result<Device> {
-        device(self.cpu)
+        device(self.cpu || self.xpu.is_some())
     }
 
     /// The dtype on `device`: the one asked for, else F32 on a CPU and BF16 elsewhere.

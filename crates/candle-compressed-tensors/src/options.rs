@@ -20,6 +20,9 @@ pub struct LoadOptions {
     /// every module below it (`model.layers.0` matches `model.layers.0.mlp.up_proj`), and a module whose name ends in it
     /// (`up_proj` matches `model.layers.0.mlp.up_proj`).
     pub modules_to_not_convert: Vec<String>,
+    /// The device that FP8 linears run on, between tensors on the CPU. `None`: where their tensors are.
+    #[cfg(feature = "xpu")]
+    pub xpu: Option<candle_fp8_xpu::XpuDevice>,
 }
 
 /// How the inputs of FP8 linears are treated.

@@ -14,16 +14,19 @@ use super::merge::Merged;
 #[derive(Debug, Clone)]
 pub struct CtFp8Linear {
     /// E4M3 codes `[out, in]`.
-    weight: PackedWeight,
+    pub(super) weight: PackedWeight,
     /// F32: `[1]`, `[out, 1]` or `[ceil(out / rows), ceil(in / cols)]`, as `layout` says.
-    weight_scale: Tensor,
-    layout: ScaleLayout,
+    pub(super) weight_scale: Tensor,
+    pub(super) layout: ScaleLayout,
     /// `[out]`.
-    bias: Option<Tensor>,
+    pub(super) bias: Option<Tensor>,
     /// How `x` is quantized; `None` keeps its precision (W8A16).
-    activations: Option<Quantization>,
+    pub(super) activations: Option<Quantization>,
     /// The linears that it shares a product with, itself among them, and its place there.
     merged: Option<(Arc<Merged>, usize)>,
+    /// The weight on a device of its own.
+    #[cfg(feature = "xpu")]
+    pub(super) xpu: Option<Arc<candle_fp8_xpu::XpuWeight>>,
 }
 
 impl CtFp8Linear {
@@ -55,6 +58,8 @@ impl CtFp8Linear {
             bias,
             activations,
             merged: None,
+            #[cfg(feature = "xpu")]
+            xpu: None,
         })
     }
 
@@ -145,6 +150,10 @@ impl CtFp8Linear {
 
 impl Module for CtFp8Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "xpu")]
+        if let Some(weight) = self.on_xpu() {
+            return candle_fp8_xpu::scaled_mm(self.xpu_input(x), weight);
+        }
         scaled_mm(
             self.input(x),
             &self.weight,

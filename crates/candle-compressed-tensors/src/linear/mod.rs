@@ -4,6 +4,8 @@ mod dense;
 mod fp8;
 mod merge;
 mod source;
+#[cfg(feature = "xpu")]
+mod xpu;
 
 use candle_core::{Result, Tensor};
 use candle_fp8::{Input, Quantization, Quantized, Weight, scaled_mm, scaled_mm_many};
@@ -77,6 +79,26 @@ impl Module for CtLinear {
     }
 }
 
+/// `down(silu(gate(x)) · up(x))`, the MLP of a layer, where one call computes it as a whole: on an XPU that has all three.
+/// `None` elsewhere; the result is bit for bit that of [`forward_shared`], [`silu_mul`](candle_fp8::silu_mul) and `down`'s own
+/// `forward`.
+///
+/// # Errors
+/// Those of the linears' own `forward`.
+pub fn forward_gated_mlp(
+    gate: &CtLinear,
+    up: &CtLinear,
+    down: &CtLinear,
+    x: &Tensor,
+) -> Result<Option<Tensor>> {
+    #[cfg(feature = "xpu")]
+    if let (Some(gate), Some(up), Some(down)) = (gate.as_fp8(), up.as_fp8(), down.as_fp8()) {
+        return xpu::gated_mlp(gate, up, down, x);
+    }
+    let _ = (gate, up, down, x);
+    Ok(None)
+}
+
 /// The outputs of several linears of one input `x` `[.., in]`, such as a layer's query, key and value projections, in
 /// the order of `linears`: each what its own `forward` gives, bit for bit unless they are [merged](merge_linears).
 ///
@@ -92,6 +114,10 @@ pub fn forward_shared(linears: &[&CtLinear], x: &Tensor) -> Result<Vec<Tensor>> 
         Some(fp8 @ [first, others @ ..])
             if !others.is_empty() && others.iter().all(|other| first.shares_input(other)) =>
         {
+            #[cfg(feature = "xpu")]
+            if let Some(products) = xpu::shared(first, others, x) {
+                return products;
+            }
             products(fp8, first.input(x))
         }
         _ => linears.iter().map(|linear| linear.forward(x)).collect(),

@@ -266,6 +266,9 @@ fn queue(context: &Context) -> Result<CommandQueue, ClError> {
 }
 
 fn found() -> Result<Vec<(XpuInfo, Device)>, Error> {
+    // PoCL shows no device to a thread that asks while another one is the first to ask.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = lock(&ONE_AT_A_TIME);
     let platforms = match get_platforms() {
         Ok(platforms) => platforms,
         Err(ClError(code)) if code == NO_PLATFORM => Vec::new(),
@@ -358,11 +361,50 @@ fn lanes(info: &XpuInfo, kernels: Kernels) -> usize {
 mod tests {
     use super::*;
 
+    /// The first device that there is.
+    fn first() -> Option<XpuDevice> {
+        match XpuDevice::new(0) {
+            Ok(device) => Some(device),
+            Err(Error::NoOpenCl | Error::NoDevice { .. }) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     #[test]
     fn a_reset_is_told_from_a_refusal() {
         assert!(is_loss(error_codes::CL_DEVICE_NOT_AVAILABLE));
         assert!(is_loss(error_codes::CL_OUT_OF_RESOURCES));
         assert!(!is_loss(error_codes::CL_MEM_OBJECT_ALLOCATION_FAILURE));
         assert!(!is_loss(error_codes::CL_INVALID_KERNEL_ARGS));
+    }
+
+    #[test]
+    fn a_lost_device_says_so_from_then_on() {
+        let Some(device) = first() else { return };
+        let x =
+            candle_core::Tensor::ones((2, 5), candle_core::DType::F32, &candle_core::Device::Cpu)
+                .unwrap();
+        crate::quantize_per_token(&device, &x).unwrap();
+        // What a driver answers once it has reset the device.
+        let answer = Err::<(), _>(ClError(error_codes::CL_OUT_OF_RESOURCES));
+        let lost = device.check("clFinish", answer).unwrap_err();
+        assert!(
+            matches!(
+                &lost,
+                Error::Lost {
+                    call: "clFinish",
+                    ..
+                }
+            ),
+            "{lost}"
+        );
+        for _ in 0..2 {
+            let later = crate::quantize_per_token(&device, &x)
+                .unwrap_err()
+                .to_string();
+            assert!(later.contains("the device was lost"), "{later}");
+        }
+        // Another one is as good as new.
+        crate::quantize_per_token(&first().unwrap(), &x).unwrap();
     }
 }

@@ -58,6 +58,36 @@ fn variants(lanes: usize) -> Vec<Variant> {
 }
 
 #[test]
+fn a_kernel_that_does_not_compile_shows_the_log() {
+    let device = match XpuDevice::new(0) {
+        Ok(device) => device,
+        Err(Error::NoOpenCl | Error::NoDevice { .. }) => return,
+        Err(error) => panic!("{error}"),
+    };
+    // No name for a function.
+    let defines = vec![("divide", 7)];
+    let variant = Variant {
+        source: Source::Quantize,
+        x: Element::F32,
+        defines,
+    };
+    // SAFETY: it is not launched.
+    let error = unsafe { device.launch(variant, "quantize", &[], [1, 1], [1, 1]) }.unwrap_err();
+    let Error::Build { log, .. } = &error else {
+        panic!("{error}");
+    };
+    assert!(log.contains("error"), "{log}");
+    let text = error.to_string();
+    for part in [
+        log,
+        "quantize (-DX=2 -Ddivide=7) does not compile",
+        &device.info().name,
+    ] {
+        assert!(text.contains(part), "{part} is missing in {text}");
+    }
+}
+
+#[test]
 fn kernels_compile_for_intels_gpus() {
     // Past what captures the output of tests. If it cannot be said, the tests are as good.
     let mut told = std::io::stderr();

@@ -113,6 +113,44 @@ fn agrees_with_the_cpu_on_any_bits() -> Result<()> {
     })
 }
 
+/// Every value of the short types, ties and infinities among them; and scales of many values, each a division.
+#[test]
+fn agrees_with_the_cpu_on_every_short_value() -> Result<()> {
+    everywhere(|device| {
+        let mut random = Random(11);
+        let rows: Vec<f32> = (0..1 << 16)
+            .map(|_| f32::from_bits(random.bits() & 0x7fff_ffff))
+            .collect();
+        let x = floats(&rows, &[1 << 16, 1], DType::F32)?;
+        let (found, expected) = (
+            candle_fp8_xpu::quantize_per_token(device, &x)?,
+            candle_fp8::quantize_per_token(&x)?,
+        );
+        assert!(bits(&found.1)? == bits(&expected.1)?, "scales differ");
+        let values = |from: fn(u16) -> f32| (0..=u16::MAX).map(from).collect::<Vec<f32>>();
+        for (values, dtype) in [
+            (
+                values(|bits| half::bf16::from_bits(bits).to_f32()),
+                DType::BF16,
+            ),
+            (
+                values(|bits| half::f16::from_bits(bits).to_f32()),
+                DType::F16,
+            ),
+        ] {
+            let x = floats(&values, &[256, 256], dtype)?;
+            for scale in [1.0, 0.25, 3.0, 448.0] {
+                let found = bits(&candle_fp8_xpu::quantize_static(device, &x, scale)?)?;
+                let expected = bits(&candle_fp8::quantize_static(&x, scale)?)?;
+                for (i, value) in values.iter().enumerate() {
+                    assert_eq!(found[i], expected[i], "{value:e} by {scale}");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn nothing_gives_nothing() -> Result<()> {
     everywhere(|device| {

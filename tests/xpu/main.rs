@@ -1,5 +1,4 @@
-//! Models whose FP8 linears run on every OpenCL device that there is: the reference's greedy text, linears of every fixture
-//! within a rounding of the CPU's, and what goes wrong.
+//! Models whose FP8 linears run on every OpenCL device that there is: the reference's greedy text, and what is refused.
 #![cfg(feature = "xpu")]
 
 // Each test binary uses its part of the shared module.

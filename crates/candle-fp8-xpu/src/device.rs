@@ -42,8 +42,8 @@ pub struct XpuInfo {
 /// How a device is used, where it is not to choose itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct XpuOptions {
-    /// The kernels of products. `None`: the fastest that the device can run. A processor that has subgroups can run those for
-    /// matrix units too, which it emulates: slowly, and with the same results.
+    /// The kernels of products. `None`: the fastest that the device can run. A processor that has subgroups can run
+    /// those for matrix units too, which it emulates: slowly, and with the same results.
     pub kernels: Option<Kernels>,
     /// How tensors get there. `None`: the fastest way that the device can.
     pub memory: Option<Memory>,
@@ -242,8 +242,8 @@ impl XpuDevice {
     }
 }
 
-/// Whether an error says that the device does not work any more. Drivers report a reset in the next call, whichever it is,
-/// mostly as a lack of resources.
+/// Whether an error says that the device does not work any more. Drivers report a reset in the next call, whichever
+/// it is, mostly as a lack of resources.
 fn is_loss(code: i32) -> bool {
     matches!(
         code,

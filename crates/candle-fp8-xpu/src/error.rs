@@ -36,7 +36,8 @@ pub enum Error {
         /// The most bytes that the device gives at once.
         at_once: u64,
     },
-    /// The device does not answer any more: it was reset or removed, or its driver failed. Nothing on it can be used again.
+    /// The device does not answer any more: it was reset or removed, or its driver failed. Nothing on it can be used
+    /// again.
     Lost {
         /// The device.
         device: String,

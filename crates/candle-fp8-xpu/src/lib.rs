@@ -1,8 +1,8 @@
 //! FP8 tensor operations on Intel GPUs (XPUs), through OpenCL, for Candle.
 //!
-//! Candle has no such device, so it is explicit: an [`XpuDevice`] holds [`XpuWeight`]s, which are uploaded once; activations
-//! are tensors on the CPU, and so are results. The library libOpenCL is looked for when it is first used; building needs
-//! none.
+//! Candle has no such device, so it is explicit: an [`XpuDevice`] holds [`XpuWeight`]s, which are uploaded once;
+//! activations are tensors on the CPU, and so are results. The library libOpenCL is looked for when it is first used;
+//! building needs none.
 //!
 //! ```no_run
 //! use candle_core::{DType, Device, Tensor};
@@ -24,8 +24,8 @@
 //! # }
 //! ```
 //!
-//! The arithmetic is that of the crate `candle-fp8` on the CPU: codes, scales and everything elementwise are the same bits,
-//! but for the sign of NaN; sums of products are f32, in another order.
+//! The arithmetic is that of the crate `candle-fp8` on the CPU: codes, scales and everything elementwise are the same
+//! bits, but for the sign of NaN; sums of products are f32, in another order.
 //!
 //! # Kernels
 //! [`Kernels::Plain`] run on any device of OpenCL 1.2, [`Kernels::Subgroups`] where it has Intel's subgroups, and

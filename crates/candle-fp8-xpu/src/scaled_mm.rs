@@ -44,8 +44,8 @@ pub fn scaled_mm(input: Input<'_>, weight: &XpuWeight) -> Result<Tensor> {
     Ok(results.remove(0))
 }
 
-/// [`scaled_mm`] of one input with several weights of the same K, such as a layer's query, key and value projections. The
-/// input is copied and quantized once.
+/// [`scaled_mm`] of one input with several weights of the same K, such as a layer's query, key and value projections.
+/// The input is copied and quantized once.
 ///
 /// Gives the products in the order of the weights.
 ///
@@ -228,8 +228,8 @@ pub(crate) fn product(weight: &XpuWeight, activations: &Activations, out: Rows) 
         },
     );
     let launch = kernel.launch(device, x.element, x.m, weight.n);
-    // SAFETY: these are the arguments of all kernels of products; rows are padded to what they read at once, and the result
-    // is as large as they say.
+    // SAFETY: these are the arguments of all kernels of products; rows are padded to what they read at once, and the
+    // result is as large as they say.
     unsafe {
         device.launch(
             launch.variant,

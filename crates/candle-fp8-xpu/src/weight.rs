@@ -47,8 +47,9 @@ impl XpuWeight {
     /// - `block`: rows and columns that share a scale, not 0;
     /// - `bias`: BF16, F16 or F32 `[N]`.
     ///
-    /// It takes N · K bytes on the device, K rounded up to a multiple of 16. Where the device reads tensors where they lie
-    /// ([`Memory::Tensors`](crate::Memory::Tensors)) and K is such a multiple, it takes none, and keeps the tensor.
+    /// It takes N · K bytes on the device, K rounded up to a multiple of 16. Where the device reads tensors where
+    /// they lie ([`Memory::Tensors`](crate::Memory::Tensors)) and K is such a multiple, it takes none, and keeps the
+    /// tensor.
     ///
     /// # Errors
     /// If a tensor is not as said, or the device has too little memory.

@@ -9,8 +9,8 @@ use candle_fp8_xpu::{Input, XpuDevice, XpuWeight};
 use super::CtFp8Linear;
 
 impl CtFp8Linear {
-    /// The same linear, its weight uploaded to `device`, where its products run from now on. Inputs and results stay on the
-    /// CPU, and so do the tensors of the linear, for saving.
+    /// The same linear, its weight uploaded to `device`, where its products run from now on. Inputs and results stay
+    /// on the CPU, and so do the tensors of the linear, for saving.
     ///
     /// # Errors
     /// The linear is not on the CPU, or the device has too little memory.

@@ -49,11 +49,11 @@ uchar encode(float value) {
     return (uchar)(bits >> 24 & 0x80 | code);
 }
 
-// a / b rounded to nearest, ties to even, whatever the device's own division does, if neither b nor any intermediate result
-// is subnormal or overflows: |b| and |a / b| between 2^-100 and 2^100, say. NaN where one of them is.
+// a / b rounded to nearest, ties to even, whatever the device's own division does, if neither b nor any intermediate
+// result is subnormal or overflows: |b| and |a / b| between 2^-100 and 2^100, say. NaN where one of them is.
 //
-// The device's quotient is off by 2.5 steps at most; one correction brings it within a step. Then remainders are exact, and
-// the smallest tells the nearest quotient.
+// The device's quotient is off by 2.5 steps at most; one correction brings it within a step. Then remainders are
+// exact, and the smallest tells the nearest quotient.
 float divide(float a, float b) {
     const float inverse = 1.0f / b;
     float quotient = a * inverse;

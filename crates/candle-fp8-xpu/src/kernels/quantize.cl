@@ -40,10 +40,11 @@ float scale_of(float amax) {
 
 // Divides by a positive scale so that the code of the quotient is that of the correctly rounded one.
 //
-// Scales between 2^-40 and 2^100 are left as they are, others are brought there together with x, by a power of two. If a
-// small x loses bits by that, the quotient is far below 2^-10 before and after, where every code is a zero; so it is where
-// remainders are too small to be exact. A clamp to 512 scales, which have the code of 448, keeps the quotient finite. An
-// infinite scale comes from an infinite x: dividing by it is a product with 0, NaN for infinities, else a zero.
+// Scales between 2^-40 and 2^100 are left as they are, others are brought there together with x, by a power of two.
+// If a small x loses bits by that, the quotient is far below 2^-10 before and after, where every code is a zero; so
+// it is where remainders are too small to be exact. A clamp to 512 scales, which have the code of 448, keeps the
+// quotient finite. An infinite scale comes from an infinite x: dividing by it is a product with 0, NaN for
+// infinities, else a zero.
 uchar code_of(float x, float scale) {
     if (isinf(scale)) return encode(x * 0.0f);
     const float before = scale < 0x1p-40f ? 0x1p64f : scale > 0x1p100f ? 0x1p-64f : 1.0f;

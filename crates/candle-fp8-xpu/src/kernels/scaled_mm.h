@@ -1,7 +1,7 @@
 // The arguments of a product of activations [m, k] with the transpose of a weight [n, k], and its scales.
 
-// Host twin: `Args` in `scaled_mm/args.rs`. Everything is row-major. Rows of activations and weights start at multiples of
-// 16 elements, and what is between their ends is zero.
+// Host twin: `Args` in `scaled_mm.rs`. Everything is row-major. Rows of activations and weights start at
+// multiples of 16 elements, and what is between their ends is zero.
 typedef struct {
     uint m, n, k;
     uint x_stride, weight_stride, out_stride; // elements from row to row
@@ -14,8 +14,8 @@ typedef struct {
     const __global Element *x, const __global float *x_scales, const __global uchar *weight,                           \
         const __global float *weight_scales, const __global void *bias, __global void *out, const Args args
 
-// Scales are constant along K, where the program is compiled so. RUNS: they change at multiples of 16, or of anything for
-// the kernel that serves all.
+// Scales are constant along K, where the program is compiled so. RUNS: they change at multiples of 16, or of anything
+// for the kernel that serves all.
 
 float x_scale_at(const __global float* scales, Args args, uint row, uint k) {
 #if X == E4M3

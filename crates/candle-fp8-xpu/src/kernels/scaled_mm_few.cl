@@ -1,5 +1,5 @@
-// Products of few rows: each subgroup reads FEATURES rows of the weight once, 16 codes in each lane at a time, and multiplies
-// them with ROWS rows of activations.
+// Products of few rows: each subgroup reads FEATURES rows of the weight once, 16 codes in each lane at a time, and
+// multiplies them with ROWS rows of activations.
 
 // Sixteen neighbours of a row.
 #define PIECE 16

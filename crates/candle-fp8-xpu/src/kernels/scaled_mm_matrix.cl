@@ -1,8 +1,8 @@
-// Products of many rows, by the matrix units (DPAS), which multiply halves: codes are exact as BF16 and as F16, and become
-// those in registers. Sums are f32.
+// Products of many rows, by the matrix units (DPAS), which multiply halves: codes are exact as BF16 and as F16, and
+// become those in registers. Sums are f32.
 //
-// A subgroup computes a tile of TILES times 8 tokens by LANES features. In each step of 16 along K a lane has 16 codes of
-// one feature, which are eight pairs as the unit takes them.
+// A subgroup computes a tile of TILES times 8 tokens by LANES features. In each step of 16 along K a lane has 16
+// codes of one feature, which are eight pairs as the unit takes them.
 
 #define STEP 16
 #define TOKENS (8 * TILES)

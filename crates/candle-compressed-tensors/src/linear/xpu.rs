@@ -20,7 +20,7 @@ impl CtFp8Linear {
             ScaleLayout::Block { rows, cols } => Some((rows, cols)),
         };
         let bias = self.bias.as_ref();
-        let weight = XpuWeight::new(device, &self.weight, &self.weight_scale, block, bias)?;
+        let weight = XpuWeight::new(device, &self.weight()?, &self.weight_scale, block, bias)?;
         self.xpu = Some(Arc::new(weight));
         Ok(self)
     }

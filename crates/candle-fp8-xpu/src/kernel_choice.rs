@@ -20,7 +20,10 @@ pub(crate) struct Choice {
 pub(crate) enum Kernel {
     /// A work-item for each result.
     Any { rows: usize, cols: usize },
-    /// A subgroup for `features` features and `rows` rows. `runs`: scales change along K.
+    /// Work-groups on tiles, of which each of 16 x 16 work-items computes `rows` rows of 4 features. `runs`: scales
+    /// change along K.
+    Tiled { rows: usize, runs: bool },
+    /// A subgroup for `features` features and `rows` rows.
     Few {
         rows: usize,
         features: usize,
@@ -36,6 +39,8 @@ const FEW: usize = 8;
 const SOME: usize = 32;
 /// Work-items of a work-group, where the kernel does not say.
 const ITEMS: usize = 64;
+/// Work-items on each side of a tile: those of a work-group are the square.
+const SIDE: usize = 16;
 
 /// How a kernel is launched.
 pub(crate) struct Launch {
@@ -57,12 +62,26 @@ impl Kernel {
         let changes = |run: usize| run < k;
         let fits = |run: usize| !changes(run) || run.is_multiple_of(PIECE);
         let runs = changes(x_run) || changes(weight_run);
-        let plain = match m {
-            1 => Self::Any { rows: 1, cols: 64 },
-            _ => Self::Any { rows: 16, cols: 16 },
+        let room = device.info().work_group >= SIDE * SIDE;
+        let any = match m > 1 && room {
+            false => Self::Any { rows: 1, cols: 64 },
+            true => Self::Any {
+                rows: SIDE,
+                cols: SIDE,
+            },
         };
-        if !fits(x_run) || !fits(weight_run) || device.kernels() == Kernels::Plain {
-            return plain;
+        if !fits(x_run) || !fits(weight_run) {
+            return any;
+        }
+        let tiled = match m > 1 && room {
+            false => any,
+            true => Self::Tiled {
+                rows: m.div_ceil(SIDE).next_power_of_two().min(4),
+                runs,
+            },
+        };
+        if device.kernels() == Kernels::Plain {
+            return tiled;
         }
         let units = device.kernels() == Kernels::Matrix && x != Element::F32;
         if m <= FEW || !units && m <= SOME {
@@ -79,7 +98,7 @@ impl Kernel {
                 tiles: m.div_ceil(8).min(4),
                 runs,
             },
-            false => plain,
+            false => tiled,
         }
     }
 
@@ -108,6 +127,18 @@ impl Kernel {
                     cols,
                     rows,
                     [cols, rows],
+                )
+            }
+            Self::Tiled { rows, runs } => {
+                let cols = 4;
+                let defines = vec![("ROWS", rows), ("COLS", cols), ("RUNS", runs.into())];
+                (
+                    Source::ScaledMmTiled,
+                    "scaled_mm_tiled",
+                    defines,
+                    SIDE * cols,
+                    SIDE * rows,
+                    [SIDE, SIDE],
                 )
             }
             Self::Few {

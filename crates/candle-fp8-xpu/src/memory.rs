@@ -2,6 +2,7 @@
 
 use std::ffi::c_void;
 use std::ptr;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
@@ -20,7 +21,7 @@ pub enum Memory {
     Copied,
     /// It shares memory with the host that both read and write: values are copied once, by the host, and never sent.
     Shared,
-    /// It reads tensors where they lie. Only results are copied.
+    /// It reads tensors where they lie, and writes results where they stay: nothing is copied.
     Tensors,
 }
 
@@ -35,6 +36,8 @@ pub struct Transfers {
     pub downloads: u64,
     /// Their bytes.
     pub download_bytes: u64,
+    /// Results that the device wrote into the tensor itself; each waits for the device, too.
+    pub results_in_place: u64,
 }
 
 /// Memory that the device's kernels can use.
@@ -47,10 +50,10 @@ pub(crate) struct Allocation {
 enum Place {
     Own(Buffer<u8>),
     Shared(*mut c_void),
-    /// Of a tensor, which lives as long.
+    /// Of a tensor, which lives as long. Kernels write to it only if nothing else has it: see [`Allocation::of_result`].
     Tensor {
         start: *const c_void,
-        _tensor: Tensor,
+        tensor: Tensor,
     },
 }
 
@@ -67,9 +70,11 @@ pub(crate) enum Pointer {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        if let Place::Shared(start) = self.place {
-            // Kernels that use the memory have to be done. If the device was lost, there are none.
+        // Kernels that use memory of the host have to be done, after an error too. If the device was lost, there are none.
+        if !matches!(self.place, Place::Own(_)) {
             let _ = self.device.inner.queue.finish();
+        }
+        if let Place::Shared(start) = self.place {
             // SAFETY: it was allocated in this context, and is not used again.
             let _ = unsafe { svm_free(self.device.inner.context.get(), start) };
         }
@@ -85,21 +90,15 @@ impl Drop for Allocation {
 impl Allocation {
     /// Memory of no particular contents.
     pub(crate) fn new(device: &XpuDevice, bytes: usize) -> Result<Self, Error> {
-        let (inner, info) = (&device.inner, device.info());
-        // Some drivers give what they do not have, and fail when it is used.
+        let inner = &device.inner;
         let bytes = bytes.max(1);
         let used = inner.used_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let too_little = || {
             inner.used_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
-            Error::Memory {
-                device: info.name.clone(),
-                bytes: bytes as u64,
-                used,
-                total: info.memory_bytes,
-                at_once: info.allocation_bytes,
-            }
+            lacks(device, used, bytes)
         };
-        if bytes as u64 > info.allocation_bytes || used + bytes as u64 > info.memory_bytes {
+        // Some drivers give what they do not have, and fail when it is used.
+        if !has_room(device, used, bytes) {
             return Err(too_little());
         }
         let place = match device.memory() {
@@ -120,6 +119,35 @@ impl Allocation {
         Ok(Self {
             device: device.clone(),
             place,
+            bytes,
+        })
+    }
+
+    /// Memory for a result of this shape, which [`into_tensor`](Self::into_tensor) gives: the tensor's own, where the
+    /// device writes there.
+    pub(crate) fn of_result(
+        device: &XpuDevice,
+        dims: &[usize],
+        dtype: DType,
+    ) -> candle_core::Result<Self> {
+        let bytes = dims.iter().product::<usize>() * dtype.size_in_bytes();
+        if device.memory() != Memory::Tensors || bytes == 0 {
+            return Ok(Self::new(device, bytes)?);
+        }
+        let used = device.used_bytes();
+        if !has_room(device, used, bytes) {
+            return Err(lacks(device, used, bytes).into());
+        }
+        let tensor = Tensor::zeros(dims, dtype, &candle_core::Device::Cpu)?;
+        let start = Mutex::new(ptr::null());
+        tensor.inplace_op1(&Visit(|bytes: &mut [u8]| {
+            *lock(&start) = bytes.as_mut_ptr().cast_const().cast();
+            Ok(())
+        }))?;
+        let start = *lock(&start);
+        Ok(Self {
+            device: device.clone(),
+            place: Place::Tensor { start, tensor },
             bytes,
         })
     }
@@ -170,7 +198,7 @@ impl Allocation {
         {
             let place = Place::Tensor {
                 start: bytes.as_ptr().cast(),
-                _tensor: tensor.clone(),
+                tensor: tensor.clone(),
             };
             return Ok(Self {
                 device: device.clone(),
@@ -219,7 +247,7 @@ impl Allocation {
                 // SAFETY: the memory is as long, and no kernel is under way.
                 unsafe { ptr::copy_nonoverlapping(start.cast::<u8>(), to.as_mut_ptr(), to.len()) };
             }
-            Place::Tensor { .. } => unreachable!("kernels do not write to a tensor's memory"),
+            Place::Tensor { .. } => unreachable!("what is a tensor is not read into another"),
         }
         let mut transfers = lock(&device.inner.transfers);
         transfers.downloads += 1;
@@ -227,24 +255,54 @@ impl Allocation {
         Ok(())
     }
 
-    /// As a tensor.
-    pub(crate) fn tensor(&self, dims: &[usize], dtype: DType) -> candle_core::Result<Tensor> {
+    /// What kernels wrote to memory [for a result](Self::of_result), once they are done.
+    pub(crate) fn into_tensor(self, dims: &[usize], dtype: DType) -> candle_core::Result<Tensor> {
+        let Place::Tensor { tensor, .. } = &self.place else {
+            return self.to_tensor(dims, dtype);
+        };
+        let device = &self.device;
+        device.check("clFinish", device.inner.queue.finish())?;
+        lock(&device.inner.transfers).results_in_place += 1;
+        tensor.reshape(dims)
+    }
+
+    /// A copy of the first bytes as a tensor; the tensor itself, where it is one.
+    pub(crate) fn to_tensor(&self, dims: &[usize], dtype: DType) -> candle_core::Result<Tensor> {
+        if let Place::Tensor { tensor, .. } = &self.place {
+            return tensor.reshape(dims);
+        }
         let tensor = Tensor::zeros(dims, dtype, &candle_core::Device::Cpu)?;
-        tensor.inplace_op1(&Read(self))?;
+        tensor.inplace_op1(&Visit(|bytes: &mut [u8]| Ok(self.read(bytes)?)))?;
         Ok(tensor)
     }
 }
 
-/// Fills a new tensor with what the device computed.
-struct Read<'a>(&'a Allocation);
+fn has_room(device: &XpuDevice, used: u64, bytes: usize) -> bool {
+    let (info, bytes) = (device.info(), bytes as u64);
+    bytes <= info.allocation_bytes && used.saturating_add(bytes) <= info.memory_bytes
+}
 
-impl InplaceOp1 for Read<'_> {
+fn lacks(device: &XpuDevice, used: u64, bytes: usize) -> Error {
+    let info = device.info();
+    Error::Memory {
+        device: info.name.clone(),
+        bytes: bytes as u64,
+        used,
+        total: info.memory_bytes,
+        at_once: info.allocation_bytes,
+    }
+}
+
+/// Shows a new tensor's bytes.
+struct Visit<F>(F);
+
+impl<F: Fn(&mut [u8]) -> candle_core::Result<()>> InplaceOp1 for Visit<F> {
     fn name(&self) -> &'static str {
-        "xpu read"
+        "xpu result"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        Ok(self.0.read(bytes_mut(storage)?)?)
+        (self.0)(bytes_mut(storage)?)
     }
 }
 

@@ -29,8 +29,12 @@ pub(crate) enum Source {
     Quantize,
     SiluMul,
     ScaledMmAny,
+    ScaledMmTiled,
     ScaledMmFew,
     ScaledMmMatrix,
+    /// Divisions alone, on a device whose own are off as far as the standard lets them.
+    #[cfg(test)]
+    Divide,
 }
 
 impl Source {
@@ -39,8 +43,11 @@ impl Source {
             Self::Quantize => "quantize",
             Self::SiluMul => "silu_mul",
             Self::ScaledMmAny => "scaled_mm_any",
+            Self::ScaledMmTiled => "scaled_mm_tiled",
             Self::ScaledMmFew => "scaled_mm_few",
             Self::ScaledMmMatrix => "scaled_mm_matrix",
+            #[cfg(test)]
+            Self::Divide => "divide",
         }
     }
 
@@ -50,8 +57,11 @@ impl Source {
             Self::Quantize => ["", include_str!("kernels/quantize.cl")],
             Self::SiluMul => ["", include_str!("kernels/silu_mul.cl")],
             Self::ScaledMmAny => [product, include_str!("kernels/scaled_mm_any.cl")],
+            Self::ScaledMmTiled => [product, include_str!("kernels/scaled_mm_tiled.cl")],
             Self::ScaledMmFew => [product, include_str!("kernels/scaled_mm_few.cl")],
             Self::ScaledMmMatrix => [product, include_str!("kernels/scaled_mm_matrix.cl")],
+            #[cfg(test)]
+            Self::Divide => return tests::divide_text(),
         };
         [&[include_str!("kernels/common.h")], &parts[..]]
             .concat()

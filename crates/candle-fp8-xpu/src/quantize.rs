@@ -91,11 +91,12 @@ fn run(
         ));
     }
     let x_rows = Rows::of(device, op, x)?;
-    let to = Rows::dense(device, x_rows.m, k, Element::E4m3)?;
-    let quantized = quantize_into(device, &x_rows, quantization, to)?;
+    let codes = Rows::of_result(device, x_rows.m, k, Element::E4m3)?;
+    let scales = Allocation::of_result(device, &shape, DType::F32)?;
+    let quantized = quantize_into(device, &x_rows, quantization, codes, scales)?;
     Ok((
-        quantized.codes.tensor(x.dims())?,
-        quantized.scales.tensor(&shape, DType::F32)?,
+        quantized.codes.into_tensor(x.dims())?,
+        quantized.scales.into_tensor(&shape, DType::F32)?,
     ))
 }
 
@@ -171,12 +172,15 @@ pub(crate) fn quantize(
     x: &Rows,
     quantization: Quantization,
 ) -> Result<Quantized> {
-    quantize_into(
-        device,
-        x,
-        quantization,
-        Rows::new(device, x.m, x.k, Element::E4m3)?,
-    )
+    let scales = match quantization {
+        Quantization::PerTensor | Quantization::Static(_) => 1,
+        Quantization::PerToken | Quantization::PerGroup(_) => {
+            x.m * x.k.div_ceil(group_of(quantization, x.k))
+        }
+    };
+    let codes = Rows::new(device, x.m, x.k, Element::E4m3)?;
+    let scales = Allocation::new(device, scales * size_of::<f32>())?;
+    quantize_into(device, x, quantization, codes, scales)
 }
 
 fn quantize_into(
@@ -184,6 +188,7 @@ fn quantize_into(
     x: &Rows,
     quantization: Quantization,
     codes: Rows,
+    scales: Allocation,
 ) -> Result<Quantized> {
     let group = group_of(quantization, x.k);
     let groups = x.k.div_ceil(group);
@@ -192,10 +197,6 @@ fn quantize_into(
         Quantization::Static(scale) => (1, scale, 0),
         Quantization::PerTensor => (2, 0.0, 0),
     };
-    let scales = Allocation::new(
-        device,
-        if scale_row == 0 { 1 } else { x.m * groups } * size_of::<f32>(),
-    )?;
     let parts = PARTS.min(x.m);
     let args = Args {
         m: size(x.m),

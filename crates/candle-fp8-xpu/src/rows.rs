@@ -20,27 +20,30 @@ pub(crate) struct Rows {
 impl Rows {
     /// Room for rows that a kernel computes, of which each starts at a multiple of [`PIECE`].
     pub(crate) fn new(device: &XpuDevice, m: usize, k: usize, element: Element) -> Result<Self> {
-        Self::strided(device, m, k, k.next_multiple_of(PIECE), element)
-    }
-
-    /// Room for rows that become a tensor.
-    pub(crate) fn dense(device: &XpuDevice, m: usize, k: usize, element: Element) -> Result<Self> {
-        Self::strided(device, m, k, k, element)
-    }
-
-    fn strided(
-        device: &XpuDevice,
-        m: usize,
-        k: usize,
-        stride: usize,
-        element: Element,
-    ) -> Result<Self> {
+        let stride = k.next_multiple_of(PIECE);
         let memory = Allocation::new(device, m * stride * element.size())?;
         Ok(Self {
             memory,
             m,
             k,
             stride,
+            element,
+        })
+    }
+
+    /// Room for rows that become a tensor.
+    pub(crate) fn of_result(
+        device: &XpuDevice,
+        m: usize,
+        k: usize,
+        element: Element,
+    ) -> Result<Self> {
+        let memory = Allocation::of_result(device, &[m, k], element.dtype())?;
+        Ok(Self {
+            memory,
+            m,
+            k,
+            stride: k,
             element,
         })
     }
@@ -60,10 +63,10 @@ impl Rows {
         })
     }
 
-    /// As a tensor `[.., k]`; without room between rows.
-    pub(crate) fn tensor(&self, dims: &[usize]) -> Result<Tensor> {
+    /// [Those of a result](Self::of_result) as a tensor `[.., k]`.
+    pub(crate) fn into_tensor(self, dims: &[usize]) -> Result<Tensor> {
         assert_eq!(self.stride, self.k, "rows are dense");
-        self.memory.tensor(dims, self.element.dtype())
+        self.memory.into_tensor(dims, self.element.dtype())
     }
 }
 

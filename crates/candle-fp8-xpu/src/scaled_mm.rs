@@ -35,7 +35,8 @@ impl<'a> Input<'a> {
 }
 
 /// `x · weightᵀ`, with scales, and a bias added: `[.., N]` in the input's dtype, on the CPU. One copy of the input to the
-/// device, where it does not read tensors themselves, and one of the result back.
+/// device, where it does not read tensors themselves, and one of the result back,
+/// where it does not write there.
 ///
 /// # Errors
 /// If a dtype, shape or device is not as said, a static scale is not positive and finite, or the device fails.
@@ -71,13 +72,13 @@ pub fn scaled_mm_many(input: Input<'_>, weights: &[&XpuWeight]) -> Result<Vec<Te
     let products = weights
         .iter()
         .map(|weight| {
-            let out = Rows::dense(device, activations.rows().m, weight.n, element)?;
+            let out = Rows::of_result(device, activations.rows().m, weight.n, element)?;
             product(weight, &activations, out)
         })
         .collect::<Result<Vec<_>>>()?;
-    let results = products.iter().zip(weights);
+    let results = products.into_iter().zip(weights);
     results
-        .map(|(product, weight)| product.tensor(&shape(weight.n)))
+        .map(|(product, weight)| product.into_tensor(&shape(weight.n)))
         .collect()
 }
 

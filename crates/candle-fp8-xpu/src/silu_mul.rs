@@ -42,8 +42,8 @@ pub fn silu_mul(device: &XpuDevice, gate: &Tensor, up: &Tensor) -> Result<Tensor
         return Tensor::zeros(gate.dims(), gate.dtype(), &Device::Cpu);
     }
     let (gate_rows, up) = (Rows::of(device, OP, gate)?, Rows::of(device, OP, up)?);
-    let out = Rows::dense(device, gate_rows.m, gate_rows.k, element)?;
-    apply(device, &gate_rows, &up, out)?.tensor(gate.dims())
+    let out = Rows::of_result(device, gate_rows.m, gate_rows.k, element)?;
+    apply(device, &gate_rows, &up, out)?.into_tensor(gate.dims())
 }
 
 fn apply(device: &XpuDevice, gate: &Rows, up: &Rows, out: Rows) -> Result<Rows> {
@@ -137,5 +137,5 @@ pub fn gated_mlp(
         Rows::new(device, m, gate.n, element)?,
     )?;
     let inner = Activations::new(device, inner, quantization)?;
-    product(down, &inner, Rows::dense(device, m, down.n, element)?)?.tensor(&shape)
+    product(down, &inner, Rows::of_result(device, m, down.n, element)?)?.into_tensor(&shape)
 }

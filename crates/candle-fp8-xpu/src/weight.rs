@@ -118,6 +118,23 @@ impl XpuWeight {
         })
     }
 
+    /// The codes, F8E4M3 `[N, K]` on the CPU: a copy, but where the device reads the tensor that it was made of.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn codes(&self) -> Result<Tensor> {
+        let rows = (self.codes).to_tensor(&[self.n, self.stride], DType::F8E4M3)?;
+        match self.stride == self.k {
+            true => Ok(rows),
+            false => rows.narrow(1, 0, self.k)?.contiguous(),
+        }
+    }
+
+    /// Bytes of memory that the codes take: on the device, or where it reads them.
+    pub fn bytes(&self) -> usize {
+        self.n * self.stride
+    }
+
     /// The sizes `(N, K)`.
     pub fn dims(&self) -> (usize, usize) {
         (self.n, self.k)

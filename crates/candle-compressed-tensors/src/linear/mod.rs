@@ -13,6 +13,7 @@ use candle_nn::Module;
 
 pub use dense::CtDenseLinear;
 pub use fp8::CtFp8Linear;
+pub(crate) use fp8::Fp8Weight;
 pub use merge::merge_linears;
 pub use source::LinearSource;
 pub(crate) use source::same_values;
@@ -32,10 +33,10 @@ impl CtLinear {
         matches!(self, Self::Fp8(_))
     }
 
-    /// The weight `[out, in]`: E4M3 codes or dense values. On CUDA, a copy of the codes.
+    /// The weight `[out, in]`: E4M3 codes or dense values. On CUDA and on an XPU, a copy of the codes.
     ///
     /// # Errors
-    /// The device has no memory left for the copy.
+    /// There is no memory left for the copy, or an XPU fails.
     pub fn weight(&self) -> Result<Tensor> {
         match self {
             Self::Fp8(linear) => linear.weight(),
@@ -55,9 +56,7 @@ impl CtLinear {
     pub fn weight_bytes(&self) -> u64 {
         let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
         match self {
-            Self::Fp8(linear) => {
-                linear.packed_weight().bytes() as u64 + bytes(linear.weight_scale())
-            }
+            Self::Fp8(linear) => linear.fp8_weight().bytes() as u64 + bytes(linear.weight_scale()),
             Self::Dense(linear) => bytes(linear.weight()),
         }
     }
@@ -115,7 +114,7 @@ pub fn forward_shared(linears: &[&CtLinear], x: &Tensor) -> Result<Vec<Tensor>> 
             if !others.is_empty() && others.iter().all(|other| first.shares_input(other)) =>
         {
             #[cfg(feature = "xpu")]
-            if let Some(products) = xpu::shared(first, others, x) {
+            if let Some(products) = xpu::shared(fp8, x) {
                 return products;
             }
             products(fp8, first.input(x))
@@ -135,16 +134,24 @@ fn products(linears: &[&CtFp8Linear], input: Input<'_>) -> Result<Vec<Tensor>> {
         } = merged.operand();
         return merged.split(&scaled_mm(input, codes, scale, layout, bias)?);
     }
-    let weights: Vec<Weight<'_>> = linears.iter().map(|linear| linear.operand()).collect();
-    scaled_mm_many(input, &weights)
+    let weights: Option<Vec<Weight<'_>>> = linears.iter().map(|linear| linear.operand()).collect();
+    match weights {
+        Some(weights) => scaled_mm_many(input, &weights),
+        None => candle_core::bail!(
+            "linears of one input are on different devices: expected all of them on an XPU, or none"
+        ),
+    }
 }
 
 /// How all linears of one input quantize it, if they do it in the same way: what computes the input can then quantize
-/// it, for [`forward_quantized`].
+/// it, for [`forward_quantized`]. `None` on an XPU, which does it itself.
 pub fn shared_quantization(linears: &[&CtLinear]) -> Option<Quantization> {
     let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
     match fp8?.as_slice() {
-        [first, others @ ..] if others.iter().all(|other| first.shares_input(other)) => {
+        fp8 @ [first, others @ ..]
+            if fp8.iter().all(|linear| linear.packed_weight().is_some())
+                && others.iter().all(|other| first.shares_input(other)) =>
+        {
             first.activations()
         }
         _ => None,
@@ -171,7 +178,7 @@ pub fn forward_quantized(linears: &[&CtLinear], x: &Quantized) -> Result<Vec<Ten
 
 /// The products that give the outputs of FP8 linears of one input that they share: each with what the input is
 /// multiplied with, and the output features of its linears. One for [merged](merge_linears) linears, else one for each.
-/// `None` if one of the linears is dense, or takes the input in another way.
+/// `None` if one of the linears is dense or on an XPU, or takes the input in another way.
 pub fn shared_products<'a>(linears: &[&'a CtLinear]) -> Option<Vec<(Weight<'a>, Vec<usize>)>> {
     let fp8: Option<Vec<&CtFp8Linear>> = linears.iter().map(|linear| linear.as_fp8()).collect();
     let fp8 = fp8?;
@@ -182,7 +189,6 @@ pub fn shared_products<'a>(linears: &[&'a CtLinear]) -> Option<Vec<(Weight<'a>, 
     if let Some(merged) = CtFp8Linear::merged(&fp8) {
         return Some(vec![(merged.operand(), merged.outs().to_vec())]);
     }
-    let alone =
-        |linear: &&'a CtFp8Linear| (linear.operand(), vec![linear.packed_weight().dims().0]);
-    Some(fp8.iter().map(alone).collect())
+    let alone = |linear: &&'a CtFp8Linear| Some((linear.operand()?, vec![linear.dims().0]));
+    fp8.iter().map(alone).collect()
 }

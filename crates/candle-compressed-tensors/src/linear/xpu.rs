@@ -6,33 +6,35 @@ use candle_core::{Result, Tensor};
 use candle_fp8::{Quantization, ScaleLayout};
 use candle_fp8_xpu::{Input, XpuDevice, XpuWeight};
 
-use super::CtFp8Linear;
+use super::{CtFp8Linear, fp8::Fp8Weight};
 
 impl CtFp8Linear {
     /// The same linear, its weight uploaded to `device`, where its products run from now on. Inputs and results stay
-    /// on the CPU, and so do the tensors of the linear, for saving.
+    /// on the CPU. The codes do not: [`weight`](Self::weight) copies them back.
     ///
     /// # Errors
-    /// The linear is not on the CPU, or the device has too little memory.
-    pub fn to_xpu(mut self, device: &XpuDevice) -> Result<Self> {
-        let block = match self.layout {
+    /// The linear is not on the CPU, or the device fails, or has too little memory.
+    pub fn to_xpu(self, device: &XpuDevice) -> Result<Self> {
+        let block = match self.layout() {
             ScaleLayout::Tensor | ScaleLayout::Channel => None,
             ScaleLayout::Block { rows, cols } => Some((rows, cols)),
         };
-        let bias = self.bias.as_ref();
-        let weight = XpuWeight::new(device, &self.weight()?, &self.weight_scale, block, bias)?;
-        self.xpu = Some(Arc::new(weight));
-        Ok(self)
+        let (codes, scale) = (self.weight()?, self.weight_scale());
+        let weight = XpuWeight::new(device, &codes, scale, block, self.bias())?;
+        Ok(self.moved(Fp8Weight::Xpu(Arc::new(weight))))
     }
 
-    /// The weight on its device, if it has one.
-    pub(super) fn on_xpu(&self) -> Option<&XpuWeight> {
-        self.xpu.as_deref()
+    /// The weight on an XPU, if it is there.
+    pub fn xpu_weight(&self) -> Option<&XpuWeight> {
+        match self.fp8_weight() {
+            Fp8Weight::Packed(_) => None,
+            Fp8Weight::Xpu(weight) => Some(weight),
+        }
     }
 
     /// How `x` enters the device's op.
     pub(super) fn xpu_input<'a>(&self, x: &'a Tensor) -> Input<'a> {
-        match self.activations {
+        match self.activations() {
             Some(quantization) => Input::Quantize(x, on_device(quantization)),
             None => Input::Full(x),
         }
@@ -50,14 +52,11 @@ fn on_device(quantization: Quantization) -> candle_fp8_xpu::Quantization {
 }
 
 /// The products of linears that share an input, if all are on a device.
-pub(super) fn shared(
-    first: &CtFp8Linear,
-    others: &[&CtFp8Linear],
-    x: &Tensor,
-) -> Option<Result<Vec<Tensor>>> {
-    let linears = std::iter::once(&first).chain(others);
-    let weights: Option<Vec<&XpuWeight>> = linears.map(|linear| linear.on_xpu()).collect();
-    weights.map(|weights| candle_fp8_xpu::scaled_mm_many(first.xpu_input(x), &weights))
+pub(super) fn shared(linears: &[&CtFp8Linear], x: &Tensor) -> Option<Result<Vec<Tensor>>> {
+    let weights: Option<Vec<&XpuWeight>> =
+        linears.iter().map(|linear| linear.xpu_weight()).collect();
+    let input = linears.first()?.xpu_input(x);
+    Some(candle_fp8_xpu::scaled_mm_many(input, &weights?))
 }
 
 /// The MLP of linears that are on a device.
@@ -68,14 +67,14 @@ pub(super) fn gated_mlp(
     x: &Tensor,
 ) -> Result<Option<Tensor>> {
     let (Some(gate_weight), Some(up_weight), Some(down_weight)) =
-        (gate.on_xpu(), up.on_xpu(), down.on_xpu())
+        (gate.xpu_weight(), up.xpu_weight(), down.xpu_weight())
     else {
         return Ok(None);
     };
     if !gate.shares_input(up) {
         return Ok(None);
     }
-    let quantization = down.activations.map(on_device);
+    let quantization = down.activations().map(on_device);
     let input = gate.xpu_input(x);
     candle_fp8_xpu::gated_mlp(input, gate_weight, up_weight, down_weight, quantization).map(Some)
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# OpenCL without a GPU: PoCL and Intel's runtime, which run kernels on the processor, and ocloc, Intel's compiler for its
-# GPUs. For Linux on x86-64, with python3 and apt-get. Needs no root.
+# OpenCL without a GPU: PoCL and Intel's runtime, which run kernels on the processor, and ocloc, Intel's compiler for
+# its GPUs. For Linux on x86-64, with python3 and apt-get. Needs no root.
 #
 #   eval "$(tools/opencl.sh)"     # installs what is not there yet, then sets the environment of this shell
 #
@@ -10,11 +10,13 @@ set -euo pipefail
 wheels=(
     intel-opencl-rt==2026.2.0 intel-cmplr-lib-rt==2026.2.0 tbb==2023.2.0 # Intel's runtime, and the loader libOpenCL
 )
-# PoCL comes from Debian 12, whose C library is older than that of most systems, and does without some of what it asks for:
-# compilers of C, and what each system has itself.
+# PoCL comes from Debian 12, whose C library is older than that of most systems, and does without some of what it asks
+# for: compilers of C, and what each system has itself.
 pocl=(bookworm pocl-opencl-icd)
-without='^(libc6|libc-|libstdc|libgcc|gcc-|lib32|libobjc|libgomp|lib[a-z]*san|binutils|clang-|llvm-|linux-|rpcsvc|.*-dev_)'
-# ocloc from Debian's unstable, as no other knows all of Intel's GPUs; what is there now, as older ones do not stay there.
+without='^(libc6|libc-|libstdc|libgcc|gcc-|lib32|libobjc|libgomp|lib[a-z]*san|binutils|clang-|llvm-|linux-|rpcsvc'
+without+='|.*-dev_)'
+# ocloc from Debian's unstable, as no other knows all of Intel's GPUs; what is there now, as older ones do not stay
+# there.
 ocloc=(sid intel-ocloc libigc2 libigdfcl2)
 mirror=http://deb.debian.org/debian
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
@@ -50,8 +52,9 @@ install_wheels() {
     rm -r "$into/venv" "$into/log"
 }
 
-# Packages of a Debian suite with all that they depend on, unpacked into a folder but for those that a pattern names. apt-get
-# gets folders of its own, so that it neither needs root nor sees what the system has installed; it checks signatures.
+# Packages of a Debian suite with all that they depend on, unpacked into a folder but for those that a pattern names.
+# apt-get gets folders of its own, so that it neither needs root nor sees what the system has installed; it checks
+# signatures.
 unpack() {
     local into=$1 without=$2 suite=$3 apt=$1.apt package
     shift 3
@@ -127,11 +130,12 @@ if [ ! -e "$home" ]; then
     done
 fi
 
-# For `eval`, so nothing but exports goes to stdout. To test one runtime alone, set OCL_ICD_VENDORS to the folder `intel` or
-# `pocl` beside `both`.
+# For `eval`, so nothing but exports goes to stdout. To test one runtime alone, set OCL_ICD_VENDORS to the folder
+# `intel` or `pocl` beside `both`.
 cat <<END
 export CANDLE_FP8_OPENCL_HOME=$(printf %q "$home")
 export OCL_ICD_VENDORS=\$CANDLE_FP8_OPENCL_HOME/vendors/both
 export PATH=\$CANDLE_FP8_OPENCL_HOME/bin:\$PATH
-export LD_LIBRARY_PATH=\$CANDLE_FP8_OPENCL_HOME/lib:\$CANDLE_FP8_OPENCL_HOME/pocl/$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}
+LD_LIBRARY_PATH=\$CANDLE_FP8_OPENCL_HOME/pocl/$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}
+export LD_LIBRARY_PATH=\$CANDLE_FP8_OPENCL_HOME/lib:\$LD_LIBRARY_PATH
 END

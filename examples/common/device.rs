@@ -43,18 +43,34 @@ pub struct DeviceArgs {
     #[arg(long)]
     pub cpu: bool,
 
-    /// Run FP8 linears on an Intel GPU, through OpenCL, and the rest on the CPU: the first device, or the one of this number.
-    #[arg(long, value_name = "INDEX", num_args = 0..=1, default_missing_value = "0", conflicts_with_all = ["cpu", "dequantize"])]
+    /// Run FP8 linears on an Intel GPU, through OpenCL, and the rest on the CPU: the first device, or the one of this
+    /// number.
+    #[arg(long, value_name = "INDEX", num_args = 0..=1, default_missing_value = "0", conflicts_with = "cpu")]
     pub xpu: Option<usize>,
 }
 
 impl DeviceArgs {
-    /// The device.
+    /// The device of tensors.
     ///
     /// # Errors
-    /// Those of [`device`](fn@device).
+    /// Those of [`device`](fn@device), and `--xpu` in a build without the feature `xpu`.
     pub fn device(&self) -> anyhow::Result<Device> {
+        if self.xpu.is_some() && cfg!(not(feature = "xpu")) {
+            anyhow::bail!(
+                "this was built without the feature `xpu`: add --features xpu, which needs nothing installed to build"
+            );
+        }
         device(self.cpu || self.xpu.is_some())
+    }
+
+    /// The device of FP8 linears, if `--xpu` asks for one.
+    ///
+    /// # Errors
+    /// There is no such device.
+    #[cfg(feature = "xpu")]
+    pub fn xpu_device(&self) -> anyhow::Result<Option<candle_compressed_tensors::xpu::XpuDevice>> {
+        let device = self.xpu.map(candle_compressed_tensors::xpu::XpuDevice::new);
+        Ok(device.transpose()?)
     }
 
     /// The dtype on `device`: the one asked for, else F32 on a CPU and BF16 elsewhere.

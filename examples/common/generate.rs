@@ -274,7 +274,7 @@ struct Written {
     timings: Timings,
     /// It was cut off.
     cut: bool,
-    /// What was copied for each token after the first, if anything was.
+    /// What was copied for each token after the first, where linears are on a device of their own.
     transfers: Option<Transfers>,
 }
 
@@ -284,7 +284,7 @@ fn write_text(
     prompt: &[u32],
     tokenizer: &TextTokenizer,
     beginning: &str,
-    transfers: impl Fn() -> Transfers,
+    transfers: impl Fn() -> Option<Transfers>,
 ) -> anyhow::Result<Written> {
     let mut out = std::io::stdout().lock();
     out.write_all(beginning.as_bytes())?;
@@ -309,11 +309,13 @@ fn write_text(
     out.flush()?;
     let after = transfers();
     let passes = stream.timings().generated_tokens as u64;
-    let each = |before: u64, after: u64| (after - before) / passes.max(1);
-    let transfers = (passes > 0 && after.copies > before.copies).then(|| Transfers {
-        copies: each(before.copies, after.copies),
-        bytes: each(before.bytes, after.bytes),
-    });
+    let transfers = match (before, after) {
+        (Some(before), Some(after)) if passes > 0 => Some(Transfers {
+            copies: (after.copies - before.copies) / passes,
+            bytes: (after.bytes - before.bytes) / passes,
+        }),
+        _ => None,
+    };
     Ok(Written {
         tokens,
         transfers,
@@ -337,8 +339,9 @@ impl Written {
             }
         };
         let transfers = match &self.transfers {
+            Some(Transfers { copies: 0, .. }) => ", nothing copied".to_string(),
             Some(Transfers { copies, bytes }) => {
-                format!(", {copies} copies of {} a token", units::bytes(*bytes))
+                format!(", {copies} copies a token, {} in sum", units::bytes(*bytes))
             }
             None => String::new(),
         };

@@ -172,18 +172,13 @@ impl ModelArgs {
     /// # Errors
     /// There is no such device, or this was built without the feature `xpu`.
     pub fn options(&self) -> anyhow::Result<LoadOptions> {
-        match self.device.xpu {
-            None => Ok(self.load.options()),
+        // Says if it cannot be, before anything is read.
+        self.device.device()?;
+        Ok(LoadOptions {
             #[cfg(feature = "xpu")]
-            Some(index) => Ok(LoadOptions {
-                xpu: Some(candle_compressed_tensors::xpu::XpuDevice::new(index)?),
-                ..self.load.options()
-            }),
-            #[cfg(not(feature = "xpu"))]
-            Some(_) => bail!(
-                "this was built without the feature `xpu`: add --features xpu, which needs nothing installed to build"
-            ),
-        }
+            xpu: self.device.xpu_device()?,
+            ..self.load.options()
+        })
     }
 
     /// Checks every tensor of `checkpoint` against its config, scales included. Reads no weights.
@@ -352,17 +347,17 @@ impl Loaded {
         setting
     }
 
-    /// What was copied between the CPU and the device of `--xpu` until now.
-    pub fn transfers(&self) -> Transfers {
+    /// What was copied between the CPU and the device of `--xpu` until now. `None`: there is no such device.
+    pub fn transfers(&self) -> Option<Transfers> {
         #[cfg(feature = "xpu")]
         if let Some(xpu) = &self.quantizer.options().xpu {
             let transfers = xpu.transfers();
-            return Transfers {
+            return Some(Transfers {
                 copies: transfers.uploads + transfers.downloads,
                 bytes: transfers.upload_bytes + transfers.download_bytes,
-            };
+            });
         }
-        Transfers::default()
+        None
     }
 
     /// How long loading took, and the host's memory meanwhile: `loaded in 2.31 s, host memory peak 310.0 MiB`.

@@ -211,6 +211,19 @@ impl XpuDevice {
         lock(&self.inner.programs)
     }
 
+    /// As [`check`](Self::check), where a lack of resources is one of memory.
+    pub(crate) fn check_alloc<T>(
+        &self,
+        call: &'static str,
+        result: Result<T, ClError>,
+    ) -> Result<T, Error> {
+        let lack = |ClError(code)| match code {
+            error_codes::CL_OUT_OF_RESOURCES => error_codes::CL_MEM_OBJECT_ALLOCATION_FAILURE,
+            code => code,
+        };
+        self.check(call, result.map_err(|error| ClError(lack(error))))
+    }
+
     /// Turns OpenCL's answer into ours. Once the device was lost, every call says so.
     pub(crate) fn check<T>(
         &self,
@@ -347,13 +360,20 @@ fn info(device: &Device, runtime: &str) -> Result<XpuInfo, ClError> {
     })
 }
 
+impl XpuInfo {
+    /// The fewest lanes of a subgroup that fill the device's arithmetic units.
+    pub(crate) fn smallest_lanes(&self) -> Option<usize> {
+        self.lanes.iter().copied().filter(|&lanes| lanes >= 8).min()
+    }
+}
+
 /// Matrix units work with the smallest subgroups of their device; elsewhere 16 lanes read a whole line of memory.
 fn lanes(info: &XpuInfo, kernels: Kernels) -> usize {
-    let smallest = info.lanes.iter().copied().filter(|&lanes| lanes >= 8).min();
+    let smallest = info.smallest_lanes().unwrap_or(16);
     match kernels {
-        Kernels::Matrix if !info.emulated => smallest.unwrap_or(16),
+        Kernels::Matrix if !info.emulated => smallest,
         _ if info.lanes.contains(&16) => 16,
-        _ => smallest.unwrap_or(16),
+        _ => smallest,
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use opencl3::error_codes::{CL_MEM_OBJECT_ALLOCATION_FAILURE, CL_OUT_OF_HOST_MEMORY};
+
 /// An error of the device, or of what it was asked to do.
 #[derive(Debug, Clone)]
 pub enum Error {
@@ -72,13 +74,13 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoOpenCl => f.write_str(
-                "no OpenCL library (libOpenCL.so.1, OpenCL.dll) is installed; it comes with the GPU's driver, on Debian and \
-                 Ubuntu in the packages intel-opencl-icd and ocl-icd-libopencl1",
+                "no OpenCL library (libOpenCL.so.1, OpenCL.dll) is installed; it comes with the GPU's driver, on \
+                 Debian and Ubuntu in the packages intel-opencl-icd and ocl-icd-libopencl1",
             ),
             Self::NoDevice { index, found } if found.is_empty() => write!(
                 f,
-                "no XPU device {index}: OpenCL shows no device at all; is the GPU's driver installed (on Debian and Ubuntu \
-                 the package intel-opencl-icd), and may this user open /dev/dri/renderD*?"
+                "no XPU device {index}: OpenCL shows no device at all; is the GPU's driver installed (on Debian \
+                 and Ubuntu the package intel-opencl-icd), and may this user open /dev/dri/renderD*?"
             ),
             Self::NoDevice { index, found } => {
                 write!(f, "no XPU device {index}; there are")?;
@@ -100,16 +102,21 @@ impl fmt::Display for Error {
                 at_once,
             } => write!(
                 f,
-                "{device}: too little memory for another {bytes} bytes; {used} of {total} bytes are in use, and the device \
-                 gives {at_once} at once"
+                "{device}: too little memory for another {bytes} bytes; {used} of {total} bytes are in use, and the \
+                 device gives {at_once} at once"
             ),
             Self::Lost { device, call, code } => write!(
                 f,
-                "{device}: the device was lost ({call}: OpenCL error {code}); it was reset or removed, or its driver failed. \
-                 What was on it has to be loaded again, by a new XpuDevice"
+                "{device}: the device was lost ({call}: OpenCL error {code}); it was reset or removed, or its driver \
+                 failed. What was on it has to be loaded again, by a new XpuDevice"
             ),
             Self::Call { device, call, code } => {
-                write!(f, "{device}: {call} failed with OpenCL error {code}")
+                let meaning = match *code {
+                    CL_MEM_OBJECT_ALLOCATION_FAILURE => ": too little memory on the device",
+                    CL_OUT_OF_HOST_MEMORY => ": too little memory on the host",
+                    _ => "",
+                };
+                write!(f, "{device}: {call} failed with OpenCL error {code}{meaning}")
             }
             Self::Tensor {
                 op,

@@ -104,19 +104,27 @@ impl Kernel {
 
     /// For activations of a type `[m, k]` and a weight `[n, k]`.
     pub(crate) fn launch(self, device: &XpuDevice, x: Element, m: usize, n: usize) -> Launch {
-        self.launch_on(device.inner.lanes, device.info().emulated, x, [m, n])
+        let info = device.info();
+        let lanes = match self {
+            // Each work-item needs many registers, of which small subgroups have more for each.
+            Self::Tiled { .. } if device.kernels() == Kernels::Plain => None,
+            Self::Tiled { .. } => info.smallest_lanes(),
+            _ => Some(device.inner.lanes),
+        };
+        self.launch_on(lanes, info.emulated, x, [m, n])
     }
 
-    /// On subgroups of so many lanes, and matrix units that are emulated or not.
+    /// On subgroups of so many lanes, or none, and matrix units that are emulated or not.
     pub(crate) fn launch_on(
         self,
-        lanes: usize,
+        lanes: Option<usize>,
         emulated: bool,
         x: Element,
         [m, n]: [usize; 2],
     ) -> Launch {
+        let on_subgroups: Vec<_> = lanes.map(|lanes| ("LANES", lanes)).into_iter().collect();
+        let lanes = lanes.unwrap_or(1);
         let subgroups = ITEMS / lanes.min(ITEMS);
-        let on_subgroups = [("LANES", lanes)];
         let (source, name, defines, features, rows, items) = match self {
             Self::Any { rows, cols } => {
                 let defines = vec![("ROWS", rows), ("COLS", cols)];
@@ -131,11 +139,14 @@ impl Kernel {
             }
             Self::Tiled { rows, runs } => {
                 let cols = 4;
-                let defines = vec![("ROWS", rows), ("COLS", cols), ("RUNS", runs.into())];
+                let defines = [
+                    &on_subgroups[..],
+                    &[("ROWS", rows), ("COLS", cols), ("RUNS", runs.into())],
+                ];
                 (
                     Source::ScaledMmTiled,
                     "scaled_mm_tiled",
-                    defines,
+                    defines.concat(),
                     SIDE * cols,
                     SIDE * rows,
                     [SIDE, SIDE],

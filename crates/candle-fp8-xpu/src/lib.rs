@@ -28,13 +28,13 @@
 //! bits, but for the sign of NaN; sums of products are f32, in another order.
 //!
 //! # Kernels
-//! [`Kernels::Plain`] run on any device of OpenCL 1.2, [`Kernels::Subgroups`] where it has Intel's subgroups, and
-//! [`Kernels::Matrix`] where it reports matrix units (DPAS): they multiply BF16 or F16, which hold E4M3 codes exactly, and
-//! codes become those on their way. The first use of a kernel compiles it.
+//! [`Kernels::Plain`] run on any device of OpenCL 1.2, with tiles in registers for many rows, [`Kernels::Subgroups`]
+//! where it has Intel's subgroups, and [`Kernels::Matrix`] where it reports matrix units (DPAS): they multiply BF16 or
+//! F16, which hold E4M3 codes exactly, and codes become those on their way. The first use of a kernel compiles it.
 //!
 //! # Failures
-//! Every call that waits for the device gives an error if the device was reset or removed ([`Error::Lost`]), and so does
-//! every later one. How long a hung device is waited for is up to its driver, which resets it after some seconds.
+//! Every call that waits for the device gives an error if the device was reset or removed ([`Error::Lost`]), and so
+//! does every later one. How long a hung device is waited for is up to its driver, which resets it after some seconds.
 
 mod device;
 mod element;

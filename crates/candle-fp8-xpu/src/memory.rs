@@ -50,11 +50,35 @@ pub(crate) struct Allocation {
 enum Place {
     Own(Buffer<u8>),
     Shared(*mut c_void),
-    /// Of a tensor, which lives as long. Kernels write to it only if nothing else has it: see [`Allocation::of_result`].
+    /// Of a tensor, which lives as long. Kernels write to it only if nothing else has it: see
+    /// [`Allocation::of_result`].
     Tensor {
         start: *const c_void,
         tensor: Tensor,
     },
+}
+
+impl Place {
+    fn new(device: &XpuDevice, bytes: usize) -> Result<Self, Error> {
+        let inner = &device.inner;
+        match device.memory() {
+            Memory::Copied => {
+                // SAFETY: no memory of the host is passed.
+                let buffer = unsafe {
+                    Buffer::create(&inner.context, CL_MEM_READ_WRITE, bytes, ptr::null_mut())
+                };
+                device.check_alloc("clCreateBuffer", buffer).map(Self::Own)
+            }
+            Memory::Shared | Memory::Tensors => {
+                let flags = CL_MEM_READ_WRITE | CL_MEM_SVM_FINE_GRAIN_BUFFER;
+                // SAFETY: the device has this kind of memory, or it would not be chosen.
+                let start = unsafe { svm_alloc(inner.context.get(), flags, bytes, 64) };
+                device
+                    .check_alloc("clSVMAlloc", start.map_err(Into::into))
+                    .map(Self::Shared)
+            }
+        }
+    }
 }
 
 // SAFETY: the pointers are to memory that any thread may use.
@@ -70,7 +94,8 @@ pub(crate) enum Pointer {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // Kernels that use memory of the host have to be done, after an error too. If the device was lost, there are none.
+        // Kernels that use memory of the host have to be done, after an error too. If the device was lost, there are
+        // none.
         if !matches!(self.place, Place::Own(_)) {
             let _ = self.device.inner.queue.finish();
         }
@@ -93,34 +118,25 @@ impl Allocation {
         let inner = &device.inner;
         let bytes = bytes.max(1);
         let used = inner.used_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        let too_little = || {
-            inner.used_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
-            lacks(device, used, bytes)
+        let place = match has_room(device, used, bytes) {
+            // Some drivers give what they do not have, and fail when it is used.
+            false => Err(lacks(device, used, bytes)),
+            true => Place::new(device, bytes).map_err(|error| match error {
+                Error::Call { .. } => lacks(device, used, bytes),
+                lost => lost,
+            }),
         };
-        // Some drivers give what they do not have, and fail when it is used.
-        if !has_room(device, used, bytes) {
-            return Err(too_little());
+        match place {
+            Ok(place) => Ok(Self {
+                device: device.clone(),
+                place,
+                bytes,
+            }),
+            Err(error) => {
+                inner.used_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+                Err(error)
+            }
         }
-        let place = match device.memory() {
-            Memory::Copied => {
-                // SAFETY: no memory of the host is passed.
-                let buffer = unsafe {
-                    Buffer::create(&inner.context, CL_MEM_READ_WRITE, bytes, ptr::null_mut())
-                };
-                Place::Own(buffer.map_err(|_| too_little())?)
-            }
-            Memory::Shared | Memory::Tensors => {
-                let flags = CL_MEM_READ_WRITE | CL_MEM_SVM_FINE_GRAIN_BUFFER;
-                // SAFETY: the device has this kind of memory, or it would not be chosen.
-                let start = unsafe { svm_alloc(inner.context.get(), flags, bytes, 64) };
-                Place::Shared(start.map_err(|_| too_little())?)
-            }
-        };
-        Ok(Self {
-            device: device.clone(),
-            place,
-            bytes,
-        })
     }
 
     /// Memory for a result of this shape, which [`into_tensor`](Self::into_tensor) gives: the tensor's own, where the

@@ -34,9 +34,8 @@ impl<'a> Input<'a> {
     }
 }
 
-/// `x · weightᵀ`, with scales, and a bias added: `[.., N]` in the input's dtype, on the CPU. One copy of the input to the
-/// device, where it does not read tensors themselves, and one of the result back,
-/// where it does not write there.
+/// `x · weightᵀ`, with scales, and a bias added: `[.., N]` in the input's dtype, on the CPU. One copy of the input to
+/// the device, where it does not read tensors themselves, and one of the result back, where it does not write there.
 ///
 /// # Errors
 /// If a dtype, shape or device is not as said, a static scale is not positive and finite, or the device fails.

@@ -84,8 +84,8 @@ fn apply(device: &XpuDevice, gate: &Rows, up: &Rows, out: Rows) -> Result<Rows> 
 /// `down(silu(gate(x)) · up(x))`: what [`scaled_mm_many`](crate::scaled_mm_many), [`silu_mul`] and
 /// [`scaled_mm`](crate::scaled_mm) give one after the other, bit by bit, with nothing copied between them.
 ///
-/// `input`: `[.., K]` as gate and up take it; `quantization` is that of what `down` takes, `None` if it keeps its precision.
-/// Gives `[.., N of down]` in the input's dtype, on the CPU.
+/// `input`: `[.., K]` as gate and up take it; `quantization` is that of what `down` takes, `None` if it keeps its
+/// precision. Gives `[.., N of down]` in the input's dtype, on the CPU.
 ///
 /// # Errors
 /// Those of the three; and if the weights' sizes do not fit each other.

@@ -78,9 +78,9 @@ impl Module for CtLinear {
     }
 }
 
-/// `down(silu(gate(x)) · up(x))`, the MLP of a layer, where one call computes it as a whole: on an XPU that has all three.
-/// `None` elsewhere; the result is bit for bit that of [`forward_shared`], [`silu_mul`](candle_fp8::silu_mul) and `down`'s own
-/// `forward`.
+/// `down(silu(gate(x)) · up(x))`, the MLP of a layer, where one call computes it as a whole: on an XPU that has all
+/// three. `None` elsewhere; the result is bit for bit that of [`forward_shared`], [`silu_mul`](candle_fp8::silu_mul)
+/// and `down`'s own `forward`.
 ///
 /// # Errors
 /// Those of the linears' own `forward`.

@@ -6,7 +6,8 @@ typedef struct {
     uint m, n, k;
     uint x_stride, weight_stride, out_stride; // elements from row to row
     uint x_scale_row, x_scale_run;            // scale of (row, k): [row * x_scale_row + k / x_scale_run]
-    uint weight_scale_rows, weight_scale_row, weight_scale_run; // [row / rows * weight_scale_row + k / weight_scale_run]
+    // [row / weight_scale_rows * weight_scale_row + k / weight_scale_run]
+    uint weight_scale_rows, weight_scale_row, weight_scale_run;
     uint bias_type, out_type;
 } Args;
 

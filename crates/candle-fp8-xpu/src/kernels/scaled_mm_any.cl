@@ -1,4 +1,4 @@
-// Products of any sizes and scales, on any device: for what no other kernel serves.
+// Products of any sizes and scales, on any device: for what no other kernel serves, and one row without subgroups.
 //
 // A work-group computes a tile of ROWS tokens by COLS features, a work-item one result. Chunks of K go through local
 // memory as f32.
@@ -31,7 +31,8 @@ __kernel __attribute__((reqd_work_group_size(COLS, ROWS, 1))) void scaled_mm_any
             const uint until = min(end, chunk_end);
             for (; k < until; k++) sum = fma(x_tile[my_row][k - chunk], w_tile[my_col][k - chunk], sum);
             if (k < end) break; // the sum goes on in the next chunk
-            const float scale = x_scale_at(x_scales, args, row, start) * weight_scale_at(weight_scales, args, col, start);
+            const float scale =
+                x_scale_at(x_scales, args, row, start) * weight_scale_at(weight_scales, args, col, start);
             total = fma(sum, scale, total);
             sum = 0.0f;
         }

@@ -1,7 +1,7 @@
 // Products of many rows without matrix units, on any device.
 //
-// A work-group of 16 by 16 work-items computes a tile of 16 ROWS tokens by 16 COLS features, a work-item ROWS by COLS of
-// them in registers. Steps of 16 along K go through local memory as f32, where each value is decoded once for all of
+// A work-group of 16 by 16 work-items computes a tile of 16 ROWS tokens by 16 COLS features, a work-item ROWS by COLS
+// of them in registers. Steps of 16 along K go through local memory as f32, where each value is decoded once for all of
 // the tile. They lie there transposed: what work-items read of one k are neighbours.
 
 #define SIDE 16
@@ -29,7 +29,12 @@ float4 load_piece(const __global Element* from) {
 #endif
 }
 
-__kernel __attribute__((reqd_work_group_size(SIDE, SIDE, 1))) void scaled_mm_tiled(ARGUMENTS) {
+// Where there are subgroups, compilers are kept from larger ones than registers suffice for.
+#ifdef LANES
+__attribute__((intel_reqd_sub_group_size(LANES)))
+#endif
+__attribute__((reqd_work_group_size(SIDE, SIDE, 1)))
+__kernel void scaled_mm_tiled(ARGUMENTS) {
     // One more than there are: rows that are written together start in different banks.
     __local float x_tile[STEP][TOKENS + 1], w_tile[STEP][FEATURES + 1];
     const uint my_col = get_local_id(0), my_row = get_local_id(1), thread = my_row * SIDE + my_col;
@@ -68,6 +73,8 @@ __kernel __attribute__((reqd_work_group_size(SIDE, SIDE, 1))) void scaled_mm_til
             w_tile[k + 2][line] = values.z, w_tile[k + 3][line] = values.w;
         }
         barrier(CLK_LOCAL_MEM_FENCE);
+        // Not all at once: what is read ahead takes registers, too.
+        #pragma unroll 4
         for (uint k = 0; k < STEP; k++) {
             float w[COLS];
             for (uint j = 0; j < COLS; j++) w[j] = w_tile[k][my_col + SIDE * j];

@@ -59,7 +59,7 @@ fn variants(lanes: usize) -> Vec<Variant> {
         variants.extend(
             kernels
                 .into_iter()
-                .map(|kernel| kernel.launch_on(lanes, false, x, [1, 1]).variant),
+                .map(|kernel| kernel.launch_on(Some(lanes), false, x, [1, 1]).variant),
         );
     }
     variants
@@ -95,8 +95,8 @@ fn a_kernel_that_does_not_compile_shows_the_log() {
     }
 }
 
-/// A kernel of divisions alone. Their first guess is a device's own inverse, which the standard lets be off by 2.5 steps;
-/// here it is off by `OFF` - 2 from the nearest.
+/// A kernel of divisions alone. Their first guess is a device's own inverse, which the standard lets be off by 2.5
+/// steps; here it is off by `OFF` - 2 from the nearest.
 pub(super) fn divide_text() -> String {
     let text = include_str!("../kernels/common.h");
     let inverse = "const float inverse = 1.0f / b;";

@@ -1,6 +1,6 @@
 //! The quantizers, bit by bit.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use crate::devices::{bits, dtype, everywhere, floats};
 use crate::oracle::cases::{Random, table};
@@ -74,9 +74,6 @@ fn agrees(device: &candle_fp8_xpu::XpuDevice, x: &Tensor) -> Result<()> {
 fn agrees_with_the_cpu_on_the_case_table() -> Result<()> {
     everywhere(|device| {
         for case in table() {
-            if case.m() == 0 {
-                continue;
-            }
             let shape = [&case.lead[..], &[case.k]].concat();
             let x = floats(&case.data().x, &shape, dtype(case.float))?;
             agrees(device, &x)?;
@@ -147,19 +144,6 @@ fn agrees_with_the_cpu_on_every_short_value() -> Result<()> {
                 }
             }
         }
-        Ok(())
-    })
-}
-
-#[test]
-fn nothing_gives_nothing() -> Result<()> {
-    everywhere(|device| {
-        let x = Tensor::zeros((2, 0, 33), DType::F32, &Device::Cpu)?;
-        let (codes, scales) = candle_fp8_xpu::quantize_per_token(device, &x)?;
-        assert_eq!(
-            (codes.dims(), scales.dims()),
-            (&[2, 0, 33][..], &[2, 0, 1][..])
-        );
         Ok(())
     })
 }

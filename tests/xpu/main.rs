@@ -16,7 +16,7 @@ use candle_compressed_tensors::{
 };
 use candle_core::{DType, Device, Tensor};
 use candle_fp8::{Quantization, ScaleLayout};
-use candle_fp8_transformers::{CausalLm, GenerationConfig, TextGeneration};
+use candle_fp8_transformers::{CausalLm, GenerationConfig, ModelConfig, TextGeneration};
 use candle_nn::Module;
 use support::{Mode, Reference, dir, loadable, model, raw_tensors, scratch};
 
@@ -145,6 +145,34 @@ fn what_was_loaded_is_saved_byte_for_byte() {
             drop(model);
             assert_eq!(device.used_bytes(), used, "what is dropped is free again");
         }
+    }
+}
+
+#[test]
+fn a_model_that_does_not_fit_says_which_weight() {
+    let infos = XpuDevice::list().unwrap_or_default();
+    for index in 0..infos.len() {
+        let options = XpuOptions {
+            memory: Some(Memory::Copied),
+            memory_bytes: Some(500_000),
+            ..XpuOptions::default()
+        };
+        let device = XpuDevice::with_options(index, options).unwrap();
+        let quantizer = quantizer("stories-llama-fp8-dynamic", Mode::AsCheckpoint, &device);
+        let checkpoint = quantizer.checkpoint();
+        let config = ModelConfig::from_json(checkpoint.config()).unwrap();
+        let vb = quantizer.var_builder(DType::F32, &Device::Cpu).unwrap();
+        let error = CausalLm::load(&config, &quantizer, vb).unwrap_err();
+        let error = format!("{error:#}");
+        for part in [
+            "model.layers.",
+            "_proj: the weight",
+            "too little memory",
+            "of 500000 bytes",
+        ] {
+            assert!(error.contains(part), "{part} is missing in {error}");
+        }
+        assert_eq!(device.used_bytes(), 0);
     }
 }
 

@@ -283,7 +283,10 @@ impl LinearSource for QuantizerCompressedTensors {
         let linear = CtFp8Linear::new(codes, scale, module.layout, bias, quantization)?;
         #[cfg(feature = "xpu")]
         if let Some(device) = &self.options().xpu {
-            return Ok(CtLinear::Fp8(linear.to_xpu(device)?));
+            return match linear.to_xpu(device) {
+                Ok(linear) => Ok(CtLinear::Fp8(linear)),
+                Err(error) => Err(error.context(format!("{name}: the weight was not uploaded"))),
+            };
         }
         Ok(CtLinear::Fp8(linear))
     }

@@ -23,7 +23,7 @@ pub struct XpuInfo {
     pub name: String,
     /// Whether it is a GPU. Runtimes for processors show theirs as a device too.
     pub is_gpu: bool,
-    /// Bytes of memory.
+    /// Bytes of memory, or of it what [`XpuOptions::memory_bytes`] allows.
     pub memory_bytes: u64,
     /// The most bytes that the device gives at once.
     pub allocation_bytes: u64,
@@ -49,6 +49,8 @@ pub struct XpuOptions {
     pub memory: Option<Memory>,
     /// Lanes of a subgroup. `None`: as many as the kernels ask for.
     pub lanes: Option<usize>,
+    /// Bytes of its memory that may be used, at most. `None`: all of it.
+    pub memory_bytes: Option<u64>,
 }
 
 /// A device that runs FP8 linears, through OpenCL. Cloning is cheap, and gives the same device.
@@ -113,7 +115,10 @@ impl XpuDevice {
             let found = devices.into_iter().map(|(info, _)| info.name).collect();
             return Err(Error::NoDevice { index, found });
         }
-        let (info, device) = devices.swap_remove(index);
+        let (mut info, device) = devices.swap_remove(index);
+        info.memory_bytes = info
+            .memory_bytes
+            .min(options.memory_bytes.unwrap_or(u64::MAX));
         let refused = |tensor, expected, found| Error::Tensor {
             op: "XpuDevice::with_options",
             tensor,

@@ -19,7 +19,8 @@ use crate::{Error, XpuDevice};
 pub enum Memory {
     /// It has memory of its own, and tensors are copied there.
     Copied,
-    /// It shares memory with the host that both read and write: values are copied once, by the host, and never sent.
+    /// It shares memory with the host that both read and write: weights are copied there once, activations and results
+    /// by the host, as tensors own theirs, and nothing is sent.
     Shared,
     /// It reads tensors where they lie, and writes results where they stay: nothing is copied.
     Tensors,

@@ -49,11 +49,11 @@ uchar encode(float value) {
     return (uchar)(bits >> 24 & 0x80 | code);
 }
 
-// a / b rounded to nearest, ties to even, whatever the device's own division does, if neither b nor any intermediate
+// a / b rounded to nearest, whatever the device's own division does, if neither b nor any intermediate
 // result is subnormal or overflows: |b| and |a / b| between 2^-100 and 2^100, say. NaN where one of them is.
 //
 // The device's quotient is off by 2.5 steps at most; one correction brings it within a step. Then remainders are
-// exact, and the smallest tells the nearest quotient.
+// exact, and the smallest tells the nearest quotient. No quotient of floats is halfway between two.
 float divide(float a, float b) {
     const float inverse = 1.0f / b;
     float quotient = a * inverse;
@@ -62,8 +62,7 @@ float divide(float a, float b) {
     for (int step = -1; step <= 1; step += 2) {
         const float other = as_float(as_uint(quotient) + step);
         const float remainder = fabs(fma(-other, b, a));
-        const bool even = remainder == least && (as_uint(other) & 1) == 0;
-        if (remainder < least || even) best = other, least = remainder;
+        if (remainder < least) best = other, least = remainder;
     }
     return best;
 }

@@ -57,7 +57,7 @@ fn ways() -> Vec<XpuDevice> {
             options.extend(lanes.into_iter().map(|lanes| XpuOptions {
                 kernels: Some(kernels),
                 lanes,
-                memory: None,
+                ..XpuOptions::default()
             }));
         }
         let first = options[0];

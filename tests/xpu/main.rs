@@ -206,7 +206,7 @@ fn a_token_is_copied_eight_times_a_layer() {
 }
 
 fn linear(out: usize, seed: u8) -> CtFp8Linear {
-    let codes = (0..out * 32).map(|i| float8::F8E4M3::from_bits(i as u8 % 97 ^ seed));
+    let codes = (0..out * 32).map(|i| float8::F8E4M3::from_bits((i as u8 % 97) ^ seed));
     let codes = Tensor::from_iter(codes, &Device::Cpu).unwrap();
     let scale = Tensor::full(0.01f32, (out, 1), &Device::Cpu).unwrap();
     let quantization = Some(Quantization::PerToken);

@@ -25,7 +25,7 @@ pub(crate) fn everywhere(test: impl Fn(&XpuDevice) -> Result<()>) -> Result<()> 
     Ok(())
 }
 
-/// Every device with each of its kernels, and each of its kinds of memory with the first of those.
+/// Every device with each of its kernels, and each other of its kinds of memory with the first of those.
 fn ways() -> Vec<XpuDevice> {
     use std::io::Write;
 
@@ -61,10 +61,17 @@ fn ways() -> Vec<XpuDevice> {
             }));
         }
         let first = options[0];
-        options.extend(info.memories.iter().map(|&memory| XpuOptions {
-            memory: Some(memory),
-            ..first
-        }));
+        // The last is what was taken above.
+        options.extend(
+            info.memories
+                .iter()
+                .rev()
+                .skip(1)
+                .map(|&memory| XpuOptions {
+                    memory: Some(memory),
+                    ..first
+                }),
+        );
         ways.extend(
             options
                 .into_iter()

@@ -55,12 +55,20 @@ impl DeviceArgs {
     /// # Errors
     /// Those of [`device`](fn@device), and `--xpu` in a build without the feature `xpu`.
     pub fn device(&self) -> anyhow::Result<Device> {
-        if self.xpu.is_some() && cfg!(not(feature = "xpu")) {
-            anyhow::bail!(
-                "this was built without the feature `xpu`: add --features xpu, which needs nothing installed to build"
-            );
-        }
+        self.check()?;
         device(self.cpu || self.xpu.is_some())
+    }
+
+    /// Refuses `--xpu` in a build without the feature `xpu`.
+    ///
+    /// # Errors
+    /// That it is missing.
+    pub fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.xpu.is_none() || cfg!(feature = "xpu"),
+            "this was built without the feature `xpu`: add --features xpu, which needs nothing installed to build"
+        );
+        Ok(())
     }
 
     /// The device of FP8 linears, if `--xpu` asks for one.

@@ -172,8 +172,7 @@ impl ModelArgs {
     /// # Errors
     /// There is no such device, or this was built without the feature `xpu`.
     pub fn options(&self) -> anyhow::Result<LoadOptions> {
-        // Says if it cannot be, before anything is read.
-        self.device.device()?;
+        self.device.check()?;
         Ok(LoadOptions {
             #[cfg(feature = "xpu")]
             xpu: self.device.xpu_device()?,

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 use candle_fp8_xpu::{Input, Quantization, XpuDevice, XpuWeight, scaled_mm, scaled_mm_many};
 
-use crate::devices::{codes, dtype, everywhere, floats};
+use crate::devices::{bits, codes, dtype, everywhere, floats};
 use crate::oracle::cases::{Case, Data, table};
 use crate::oracle::{Float, Layout, Mode};
 
@@ -158,6 +158,22 @@ fn several_weights_give_what_each_gives() -> Result<()> {
                     .to_vec1::<f32>()?,
                 alone
             );
+        }
+        Ok(())
+    })
+}
+
+/// Rows that have to be padded on the device, and such that need not.
+#[test]
+fn scaled_mm_weights_come_back() -> Result<()> {
+    everywhere(|device| {
+        for k in [70, 96] {
+            let all: Vec<u8> = (0..7 * k).map(|i| (i * 37 % 256) as u8).collect();
+            let all = codes(&all, (7, k))?;
+            let scale = Tensor::ones((7, 1), DType::F32, &candle_core::Device::Cpu)?;
+            let weight = XpuWeight::new(device, &all, &scale, None, None)?;
+            assert_eq!(weight.codes()?.dims(), [7, k]);
+            assert_eq!(bits(&weight.codes()?)?, bits(&all)?, "{k}");
         }
         Ok(())
     })

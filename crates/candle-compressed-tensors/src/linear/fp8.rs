@@ -205,12 +205,13 @@ impl CtFp8Linear {
 
 impl Module for CtFp8Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let weight = match &self.weight {
-            Fp8Weight::Packed(weight) => weight,
+        match &self.weight {
+            Fp8Weight::Packed(weight) => {
+                let bias = self.bias.as_ref();
+                scaled_mm(self.input(x), weight, &self.weight_scale, self.layout, bias)
+            }
             #[cfg(feature = "xpu")]
-            Fp8Weight::Xpu(weight) => return candle_fp8_xpu::scaled_mm(self.xpu_input(x), weight),
-        };
-        let bias = self.bias.as_ref();
-        scaled_mm(self.input(x), weight, &self.weight_scale, self.layout, bias)
+            Fp8Weight::Xpu(weight) => candle_fp8_xpu::scaled_mm(self.xpu_input(x), weight),
+        }
     }
 }

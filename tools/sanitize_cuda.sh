@@ -44,8 +44,8 @@ done
 binaries=("$@")
 if [ ${#binaries[@]} = 0 ]; then
     cd "$(dirname "$0")/.."
-    # So that findings name lines of source.
-    export NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} -lineinfo"
+    # So that findings name lines of source, and that racecheck knows who speaks for a warp (kernels/sm90.cuh).
+    export NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS:-} -lineinfo -DEVERY_LANE_ARRIVES"
     built=$(cargo test -p candle-kernels-fp8 --features cuda --locked --test 'cuda_*' --no-run --message-format json)
     mapfile -t binaries < <(grep -oP '"executable":"\K[^"]+' <<<"$built")
     [ ${#binaries[@]} -gt 0 ] || fail 'cargo built no tests for CUDA'

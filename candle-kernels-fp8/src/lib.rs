@@ -40,5 +40,6 @@ pub mod cpu;
 pub mod cuda;
 pub mod e4m3;
 mod layout;
+pub mod metal;
 
 pub use layout::{RowScales, ScaleLayout};

@@ -39,7 +39,7 @@ use traffic::Traffic;
 
 /// Keeps freed memory. The system's gives large pieces back, and every page of the next prompt is made anew.
 // Not in the unit tests, which several examples share.
-#[cfg(not(test))]
+#[cfg(all(feature = "mimalloc", not(test)))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

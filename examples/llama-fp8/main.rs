@@ -13,6 +13,7 @@ use candle_fp8_examples::{STORIES_LLAMA, generate::Example};
 use candle_fp8_transformers::Architecture;
 
 /// Keeps freed memory. The system's gives large pieces back, and every page of the next prompt is made anew.
+#[cfg(feature = "mimalloc")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

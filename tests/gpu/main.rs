@@ -54,7 +54,7 @@ fn logits_agree_with_the_references_in_every_mode() {
             let model = model_on(&checkpoint, &quantizer, DType::F32, &device);
             let error = Distance::between(&logits(&model, &ids), &expected);
             let line = format!(
-                "{:32} {:14} {error:.2e?}, limit {limit:.2e?}",
+                "{:32} {:14} {error:.2e} of {limit:.2e}",
                 fixture.name,
                 mode.name()
             );

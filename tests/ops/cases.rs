@@ -66,7 +66,7 @@ impl Case {
         }
         let found = values(y).map_err(|e| e.to_string())?;
         let adder = match (y.device(), self.mode) {
-            (Device::Cpu, _) => Adder::F32,
+            (Device::Cpu | Device::Metal(_), _) => Adder::F32,
             (_, Mode::Full) if self.float == Float::F32 => Adder::F32,
             (_, Mode::Full) => Adder::Values,
             _ => Adder::Codes(128),

@@ -13,9 +13,23 @@ pub(crate) fn everywhere(test: impl Fn(&Device) -> Result<()>) -> Result<()> {
 }
 
 /// A GPU whose kernels are built.
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(any(feature = "cuda", feature = "metal")))]
 pub(crate) fn gpu() -> Option<Device> {
     None
+}
+
+/// A GPU whose kernels are built.
+#[cfg(all(feature = "metal", not(feature = "cuda")))]
+pub(crate) fn gpu() -> Option<Device> {
+    let device = Device::new_metal(0).ok();
+    let device = device.filter(candle_fp8::fp8_kernels);
+    if device.is_none() {
+        // Past what captures the output of tests.
+        let mut stderr = std::io::stderr();
+        // If it cannot be said, the tests are as good.
+        let _ = std::io::Write::write_all(&mut stderr, b"SKIPPED: no GPU of Apple silicon\n");
+    }
+    device
 }
 
 /// A GPU whose kernels are built.

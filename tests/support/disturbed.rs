@@ -24,6 +24,15 @@ pub struct Distance {
     pub root_mean_square: f64,
 }
 
+impl std::fmt::LowerExp for Distance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::LowerExp::fmt(&self.largest, f)?;
+        f.write_str(" (")?;
+        std::fmt::LowerExp::fmt(&self.root_mean_square, f)?;
+        f.write_str(")")
+    }
+}
+
 impl Distance {
     pub fn between(a: &[Vec<f64>], b: &[Vec<f64>]) -> Self {
         let pairs = a.iter().flatten().zip(b.iter().flatten());

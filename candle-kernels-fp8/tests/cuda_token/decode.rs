@@ -94,6 +94,7 @@ impl Model {
             ids: self.ids.address,
             next: Some(self.input.address),
             positions: Some(self.positions.address),
+            not_finite: None,
             scratch: self.scratch.address,
             dependent,
         };

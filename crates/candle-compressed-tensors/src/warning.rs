@@ -81,9 +81,11 @@ impl fmt::Display for Warning {
                         "CUDA device {gpu_id} has no FP8 kernels (they need compute capability 8.9, and the feature `cuda` of \
                          candle-fp8)"
                     )?,
-                    DeviceLocation::Metal { gpu_id } => {
-                        write!(f, "Metal device {gpu_id} has no FP8 kernels yet")?
-                    }
+                    DeviceLocation::Metal { gpu_id } => write!(
+                        f,
+                        "Metal device {gpu_id} has no FP8 kernels (they need Apple silicon, and the feature `metal` of \
+                         candle-fp8)"
+                    )?,
                 }
                 write!(
                     f,

@@ -95,7 +95,7 @@ impl Attention {
     ) -> Result<Tensor> {
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj];
         let qkv = timer.time(Part::QkvProj, || x.forward(&qkv))?;
-        // On a GPU one kernel does all that is between the projections and attention.
+        // On CUDA one kernel does all that is between the projections and attention.
         let q = match qkv[0].device().is_cuda() && !self.rounds_cache() {
             true => timer.time(Part::Rope, || self.rope_append(&qkv, (cos, sin), cache))?,
             false => self.rope_and_append(&qkv, (cos, sin), cache, timer)?,

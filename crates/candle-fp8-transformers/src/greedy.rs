@@ -37,8 +37,12 @@ impl CausalLm {
             });
         }
         #[cfg(feature = "cuda")]
-        if let Some(greedy) = self.step(cache, |step, position| step.choose(tokens, position))? {
-            return Ok(greedy);
+        {
+            let step = self.step(cache, |step, position| step.choose(tokens, position));
+            let step = step.map_err(|error| error.during(self.device(), || "a decode step".into()));
+            if let Some(greedy) = step? {
+                return Ok(greedy);
+            }
         }
         let ids = Tensor::new(tokens, self.device())?.unsqueeze(1)?;
         choose(&self.forward(&ids, cache)?)

@@ -15,7 +15,7 @@ impl LinearInput {
     /// How what computes the input of these linears may quantize it: where all ask for the same, and a kernel does both
     /// at once.
     pub(crate) fn quantization(linears: &[&CtLinear], device: &Device) -> Option<Quantization> {
-        shared_quantization(linears).filter(|_| device.is_cuda())
+        shared_quantization(linears).filter(|_| !device.is_cpu())
     }
 
     /// The outputs of several linears.

@@ -11,7 +11,7 @@ use crate::{Error, ModelConfig, Result, RotaryEmbedding};
 /// Keys and values of the positions seen so far, for a batch of sequences of equal length.
 ///
 /// Each layer owns a tensor `[2, B, Hkv, max_seq, D]`, allocated once; a forward pass writes the new
-/// positions in place and reads views. On a GPU there are also the angles of all positions, made by
+/// positions in place and reads views. On CUDA there are also the angles of all positions, made by
 /// the first forward pass, and what attention needs to work in. A forward that fails leaves [`len`](KvCache::len) where
 /// it was.
 ///
@@ -30,7 +30,7 @@ pub struct KvCache {
     max_seq: usize,
 }
 
-/// cos and sin of every position that fits, on a GPU.
+/// cos and sin of every position that fits, on CUDA.
 #[derive(Debug)]
 struct Angles {
     rotary: RotaryEmbedding,
@@ -188,8 +188,7 @@ impl KvCache {
 
     /// cos and sin, `[new, D / 2]` each in the cache's dtype, of the positions after the filled ones.
     ///
-    /// On the CPU they are computed. On a GPU they are views of a table, so that no forward pass
-    /// waits for the host to compute and copy them.
+    /// On CUDA they are views of a table, so that no forward pass waits for the host to compute and copy them.
     pub(crate) fn cos_sin(
         &mut self,
         rotary: &RotaryEmbedding,

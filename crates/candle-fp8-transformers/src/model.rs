@@ -158,9 +158,9 @@ impl CausalLm {
     ///
     /// All sequences of a batch have the same length; there is no padding.
     ///
-    /// On a GPU, steps of one token (L = 1) of a dense model whose layers' linears are all FP8 are a list of kernel
-    /// launches, which the cache keeps with the memory that it works in, and replays as a CUDA graph from the second step
-    /// on. It also keeps the model's weights, until the cache or another model's step with it ends that.
+    /// On CUDA, steps of one token (L = 1) of a dense model whose layers' linears are all FP8 are a list of kernel
+    /// launches, which the cache keeps with the memory that it works in, and replays as a CUDA graph from the second
+    /// step on. It also keeps the model's weights, until the cache or another model's step with it ends that.
     ///
     /// # Errors
     /// [`Error::CacheFull`] when the positions do not fit, [`Error::Mismatch`] when ids, cache and
@@ -343,8 +343,8 @@ impl CausalLm {
         Ok(len)
     }
 
-    /// Logits `[B, V]` in F32 after one token of each sequence, by the launches that the cache keeps. `None` where there
-    /// are none, or if ids are not `[B, 1]`, or parts are to be timed.
+    /// Logits `[B, V]` in F32 after one token of each sequence, by the launches that the cache keeps. `None` where
+    /// there are none, or if ids are not `[B, 1]`, or parts are to be timed.
     #[cfg(feature = "cuda")]
     fn stepped(
         &self,

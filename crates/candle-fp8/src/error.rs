@@ -37,8 +37,22 @@ pub(crate) enum Error {
         "{op}: not built for CUDA; build candle-fp8 with its feature `cuda`, or move the tensors to the CPU"
     )]
     NoCuda { op: &'static str },
-    #[error("{op}: not built for Metal yet; move the tensors to the CPU")]
+    #[cfg(not(feature = "metal"))]
+    #[error(
+        "{op}: not built for Metal; build candle-fp8 with its feature `metal`, or move the tensors to the CPU"
+    )]
     NoMetal { op: &'static str },
+    #[cfg(feature = "metal")]
+    #[error(
+        "{op}: this GPU has no matrix units (Apple silicon has: M1 or newer, A14 or newer); load with dequantize = true"
+    )]
+    NoMatrices { op: &'static str },
+    #[cfg(feature = "metal")]
+    #[error("{op}: {source}")]
+    Metal {
+        op: &'static str,
+        source: candle_core::MetalError,
+    },
     #[error("{op}: for tensors on the CPU; other devices have Candle's own")]
     OnlyCpu { op: &'static str },
     #[cfg(feature = "cuda")]
@@ -333,6 +347,7 @@ pub(crate) fn no_kernel(op: &'static str, tensor: &Tensor) -> Error {
     match tensor.device() {
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Error::NoCuda { op },
+        #[cfg(not(feature = "metal"))]
         Device::Metal(_) => Error::NoMetal { op },
         _ => Error::OnlyCpu { op },
     }

@@ -8,13 +8,15 @@ use std::ops::Deref;
 pub(crate) trait Float: WithDType + Element {}
 impl<T: WithDType + Element> Float for T {}
 
-/// Whether FP8 kernels exist for a device, so that weights can stay in FP8 on it: the CPU, and NVIDIA GPUs of compute
-/// capability 8.9 and newer where this crate is built with its feature `cuda`.
+/// Whether FP8 kernels exist for a device, so that weights can stay in FP8 on it: the CPU; NVIDIA GPUs of compute
+/// capability 8.9 and newer where this crate is built with its feature `cuda`; and GPUs of Apple silicon with `metal`.
 pub fn fp8_kernels(device: &Device) -> bool {
     match device {
         Device::Cpu => true,
         #[cfg(feature = "cuda")]
         Device::Cuda(_) => crate::cuda::serves(device),
+        #[cfg(feature = "metal")]
+        Device::Metal(_) => crate::metal::serves(device),
         _ => false,
     }
 }
@@ -25,6 +27,14 @@ pub(crate) fn serves_cuda(tensors: &[&Tensor]) -> bool {
     let on_cuda = |tensor: &&Tensor| tensor.device().is_cuda() && !tensor.track_op();
     let first = tensors.first().map(|tensor| tensor.device());
     tensors.iter().all(on_cuda) && first.is_some_and(crate::cuda::serves)
+}
+
+/// Whether a kernel for Metal can run: all tensors are on a GPU that has one, and no gradient is asked for.
+#[cfg(feature = "metal")]
+pub(crate) fn serves_metal(tensors: &[&Tensor]) -> bool {
+    let on_metal = |tensor: &&Tensor| tensor.device().is_metal() && !tensor.track_op();
+    let first = tensors.first().map(|tensor| tensor.device());
+    tensors.iter().all(on_metal) && first.is_some_and(crate::metal::serves)
 }
 
 /// Whether a kernel for the CPU can run: all tensors are on the CPU, and no gradient is asked for. Where it cannot, ops are composed

@@ -47,16 +47,19 @@
 //!   kernels of its own. Codes, scales and everything elementwise are those of the CPU, bit by bit, but for the sign of
 //!   NaN. Sums are not: tensor cores keep 13 to 14 bits of a sum of products of codes, over 128 of them at most, and what
 //!   they give is added in f32.
+//! - GPUs of Apple silicon (M1 and newer), with the feature `metal`. Codes, scales and everything elementwise are those
+//!   of the CPU, bit by bit, but for NaN's sign and for results below the smallest normal f32, which may be zero; sums
+//!   are added in f32. The numbers are checked by emulation, not yet on such a GPU.
 //!
 //! [`fp8_kernels`] says whether a device is one of them. Elsewhere each op on FP8 answers with an error that says so, and
 //! nothing falls back silently; [`dequantize_bytes`], [`weight_scale`] and [`quantize_weight`] serve any device, through
 //! the CPU. No op on FP8 can be differentiated: a backward pass that reaches one ends in an error.
 //!
-//! What a token needs beside its linears has kernels too: [`rms_norm`], [`silu_mul`] and [`attention`] on all these
-//! devices, [`rope`] on the CPU, [`rope_append`], which leaves keys and values in a cache, on CUDA. Elsewhere, and
-//! where gradients are asked for, they are composed of Candle's ops, with the same arithmetic. [`rms_norm_quantize`],
-//! [`add_rms_norm_quantize`] and [`silu_mul_quantize`] give activations as the linears that follow take them: a
-//! [`Quantized`] serves any number of products.
+//! What a token needs beside its linears has kernels too: [`rms_norm`] and [`silu_mul`] on all these devices,
+//! [`attention`] on the CPU and on CUDA, [`rope`] on the CPU, [`rope_append`], which leaves keys and values in a cache,
+//! on CUDA. Elsewhere, and where gradients are asked for, they are composed of Candle's ops, with the same arithmetic.
+//! [`rms_norm_quantize`], [`add_rms_norm_quantize`] and [`silu_mul_quantize`] give activations as the linears that
+//! follow take them: a [`Quantized`] serves any number of products.
 
 mod attention;
 mod cast;
@@ -71,6 +74,8 @@ mod from_bytes;
 mod kernel;
 #[cfg(feature = "cuda")]
 mod launches;
+#[cfg(feature = "metal")]
+mod metal;
 mod packed_weight;
 mod quantize;
 mod quantize_weight;
@@ -81,6 +86,8 @@ mod rope_append;
 mod scaled_mm;
 mod silu_mul;
 mod storage;
+#[cfg(any(test, feature = "cuda", feature = "metal"))]
+mod strides;
 
 pub use attention::{AttentionScratch, Cached, attention, attention_cached};
 pub use candle_kernels_fp8::ScaleLayout;

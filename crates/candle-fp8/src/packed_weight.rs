@@ -5,14 +5,17 @@ use candle_core::{DType, Device, Result, Tensor};
 use crate::error;
 
 const OP: &str = "pack_weight";
+/// Bytes that rows start at multiples of on Metal.
+#[cfg(feature = "metal")]
+const PIECE: usize = 16;
 
 /// An FP8 weight `[N, K]` as the products of its device read it fastest. Cloning is cheap.
 ///
-/// On CUDA that is an order of its own, with N rounded up to a multiple of 8 and K to one of 128; on the CPU it is the
-/// tensor as it was.
+/// On CUDA that is an order of its own, with N rounded up to a multiple of 8 and K to one of 128. On Metal rows start
+/// at multiples of 16 bytes. On the CPU it is the tensor as it was.
 #[derive(Debug, Clone)]
 pub struct PackedWeight {
-    /// F8E4M3: `[N, K]`, or on CUDA all bytes of the panels.
+    /// F8E4M3: `[N, K]`, with room between rows on Metal; on CUDA all bytes of the panels.
     codes: Tensor,
     n: usize,
     k: usize,
@@ -31,14 +34,18 @@ impl PackedWeight {
 
     /// Bytes of memory that it takes.
     pub fn bytes(&self) -> usize {
-        self.codes.elem_count() * DType::F8E4M3.size_in_bytes()
+        // With the room between rows; panels are one row.
+        let rows = self.codes.dims().first().zip(self.codes.stride().first());
+        rows.map_or(0, |(rows, stride)| {
+            rows * stride * DType::F8E4M3.size_in_bytes()
+        })
     }
 
     /// Puts weights of the same K one behind the other, as one weight whose features are those of all: gives it, and
     /// the weights as parts of its memory, in their order. One product with it is a product with each of them.
     ///
-    /// `None` where they cannot be joined: on the CPU, which gains nothing by it, if K differs, or if N of one that
-    /// another follows is no multiple of 8.
+    /// `None` where they cannot be joined: elsewhere than on CUDA (the CPU gains nothing by it), if K differs, or if N
+    /// of one that another follows is no multiple of 8.
     ///
     /// # Errors
     /// If the device has no memory left for the copy.
@@ -70,7 +77,7 @@ impl PackedWeight {
         Ok(Some((joined, parts)))
     }
 
-    /// The weight as it was: F8E4M3 `[N, K]`. A copy on CUDA.
+    /// The weight as it was: F8E4M3 `[N, K]`. A copy on CUDA; on Metal not contiguous where K is no multiple of 16.
     ///
     /// # Errors
     /// If the device has no memory left for the copy, or fails.
@@ -96,6 +103,11 @@ pub fn pack_weight(weight: &Tensor) -> Result<PackedWeight> {
     #[cfg(feature = "cuda")]
     if weight.device().is_cuda() {
         let codes = cuda::pack(weight, (n, k))?;
+        return Ok(PackedWeight { codes, n, k });
+    }
+    #[cfg(feature = "metal")]
+    if weight.device().is_metal() && !k.is_multiple_of(PIECE) {
+        let codes = metal::padded(weight)?.narrow(1, 0, k)?;
         return Ok(PackedWeight { codes, n, k });
     }
     Ok(PackedWeight {
@@ -186,5 +198,24 @@ mod cuda {
             })?;
         }
         Ok(tensor(rows, (n, k)))
+    }
+}
+
+#[cfg(feature = "metal")]
+mod metal {
+    use candle_core::backend::BackendStorage;
+    use candle_core::{Result, Tensor};
+
+    use super::{OP, PIECE};
+    use crate::metal::{On, Rows, on_metal, tensor};
+
+    /// Codes `[N, K]` in rows of so many bytes that each starts at a multiple of 16, zeros behind them.
+    pub(super) fn padded(weight: &Tensor) -> Result<Tensor> {
+        let (n, k) = weight.dims2()?;
+        let (storage, layout) = weight.storage_and_layout();
+        let storage = on_metal(&storage)?;
+        let on = On::new(OP, storage.device());
+        let copy = Rows::of(&on, (storage, layout))?.padded(&on)?;
+        Ok(tensor(copy, (n, k.next_multiple_of(PIECE))))
     }
 }

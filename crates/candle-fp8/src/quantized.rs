@@ -29,7 +29,7 @@ impl Quantization {
     }
 
     /// Whether no scale depends on more than a row, so that rows can be quantized as they are computed.
-    #[cfg(feature = "cuda")]
+    #[cfg(any(feature = "cuda", feature = "metal"))]
     pub(crate) fn of_rows(self) -> bool {
         self != Self::PerTensor
     }

@@ -43,6 +43,28 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t blo
                  : "memory");
 }
 
+// How many of a warp's lanes arrive when all have written or read: one, after `__syncwarp`. The racecheck of
+// compute-sanitizer goes by what a thread that arrives did itself, so that it is built for with every lane's arrival.
+#ifdef EVERY_LANE_ARRIVES
+constexpr uint32_t ARRIVALS = 32;
+#else
+constexpr uint32_t ARRIVALS = 1;
+#endif
+
+// By a warp; so is the next, which arrives at the barriers of that place in `BLOCKS` blocks of the cluster.
+__device__ __forceinline__ void warp_arrive(uint32_t barrier) {
+    if (threadIdx.x % 32 < ARRIVALS) barrier_arrive(barrier);
+}
+
+template <uint32_t BLOCKS>
+__device__ __forceinline__ void warp_arrive_at_all(uint32_t barrier) {
+    if constexpr (ARRIVALS == 1) {
+        if (threadIdx.x % 32 < BLOCKS) barrier_arrive_at(barrier, threadIdx.x % 32);
+    } else {
+        for (uint32_t block = 0; block < BLOCKS; block++) barrier_arrive_at(barrier, block);
+    }
+}
+
 // Arrives, and has the phase wait for so many bytes of copies.
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");

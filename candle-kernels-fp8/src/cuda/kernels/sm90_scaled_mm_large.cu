@@ -125,7 +125,7 @@ __device__ __forceinline__ void supply(Shared<ROWS, COLS>& shared, const ScaledM
                     }
                 }
                 __syncwarp();
-                if (lane == 0) barrier_arrive(shared_address(&shared.full[stage]));
+                warp_arrive(shared_address(&shared.full[stage]));
                 if (++stage == Ring::STAGES) stage = 0, phase ^= 1;
             }
         }
@@ -184,15 +184,13 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
                 products_commit();
                 // The stage before this one is free when its products are done.
                 products_wait<1>();
-                if (step > 0 && lane < PAIR) {
-                    barrier_arrive_at(shared_address(&shared.empty[(stage + STAGES - 1) % STAGES]), lane);
-                }
+                if (step > 0) warp_arrive_at_all<PAIR>(shared_address(&shared.empty[(stage + STAGES - 1) % STAGES]));
                 if (++stage == STAGES) stage = 0, phase ^= 1;
             }
             products_wait<0>();
 #pragma unroll
             for (uint32_t half = 0; half < PRODUCTS; half++) hold(total[half]);
-            if (lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[(stage + STAGES - 1) % STAGES]), lane);
+            warp_arrive_at_all<PAIR>(shared_address(&shared.empty[(stage + STAGES - 1) % STAGES]));
         } else {
 #pragma unroll
             for (uint32_t half = 0; half < PRODUCTS; half++) {
@@ -232,7 +230,7 @@ __device__ __forceinline__ void consume(Shared<ROWS, COLS>& shared, const Scaled
                 }
             };
             auto free_stage = [&](uint32_t of) {
-                if (lane < PAIR) barrier_arrive_at(shared_address(&shared.empty[of]), lane);
+                warp_arrive_at_all<PAIR>(shared_address(&shared.empty[of]));
             };
             if constexpr (PRODUCTS == 1 && COLS <= 128) {
                 // Registers are left for two parts: the tensor cores have the next one's products while one is added.
@@ -361,8 +359,8 @@ __device__ __forceinline__ void large(const ScaledMm& args, const CUtensorMap& x
         prefetch_map(&x);
         prefetch_map(&weight);
         for (uint32_t i = 0; i < shared.STAGES; i++) {
-            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + SUPPLIERS : 1);
-            barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * PAIR); // warps
+            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + SUPPLIERS * ARRIVALS : 1);
+            barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * PAIR * ARRIVALS); // warps
         }
         barrier_init_fence();
     }

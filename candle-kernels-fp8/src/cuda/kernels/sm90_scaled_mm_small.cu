@@ -91,7 +91,7 @@ __device__ __forceinline__ void supply(Shared<COLS>& shared, const ScaledMm& arg
 #pragma unroll
         for (uint32_t i = 0; i < TOKENS; i++) shared.scales[stage][i * 32 + lane] = scales[i];
         __syncwarp();
-        if (lane == 0) barrier_arrive(shared_address(&shared.full[stage]));
+        warp_arrive(shared_address(&shared.full[stage]));
         if (++stage == STAGES) stage = 0, phase ^= 1;
     };
     supply_scales<(COLS <= 64)>(args, tokens, row, share.begin, share.end, give);
@@ -133,7 +133,7 @@ __device__ __forceinline__ void consume(Shared<COLS>& shared, uint32_t steps, fl
             total[i] = BLOCK ? total[i] + part[i] * (i % 2 ? scales[i / 4].y : scales[i / 4].x) : total[i] + part[i];
         }
         if constexpr (BLOCK) __syncwarp(); // all lanes have their scales
-        if (lane == 0) barrier_arrive(shared_address(&shared.empty[stage]));
+        warp_arrive(shared_address(&shared.empty[stage]));
         if (++stage == STAGES) stage = 0, phase ^= 1;
     }
 }
@@ -153,8 +153,8 @@ __device__ __forceinline__ void small(const ScaledMm& args, const CUtensorMap& x
         prefetch_map(&weight);
         prefetch_map(&x);
         for (uint32_t i = 0; i < STAGES; i++) {
-            barrier_init(shared_address(&shared.full[i]), BLOCK ? 2 : 1);
-            barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4);
+            barrier_init(shared_address(&shared.full[i]), BLOCK ? 1 + ARRIVALS : 1);
+            barrier_init(shared_address(&shared.empty[i]), CONSUMERS * 4 * ARRIVALS);
         }
         barrier_init_fence();
     }

@@ -147,7 +147,7 @@ fn the_warning_says_what_it_costs() {
     );
     assert_eq!(
         warning(DeviceLocation::Metal { gpu_id: 0 }, true),
-        "Metal device 0 has no FP8 kernels yet: linears are dequantized, and 3.0 MiB of FP8 weights take 6.0 MiB; \
-         the KV cache is not quantized"
+        "Metal device 0 has no FP8 kernels (they need Apple silicon, and the feature `metal` of candle-fp8): linears \
+         are dequantized, and 3.0 MiB of FP8 weights take 6.0 MiB; the KV cache is not quantized"
     );
 }

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "metal")]
+mod metal;
 
 use candle_core::{CpuStorage, DType, Result, Tensor};
 use candle_kernels_fp8::ScaleLayout;
@@ -13,7 +15,7 @@ use crate::storage;
 
 const OP: &str = "cast";
 
-/// Casts between F8E4M3 and BF16, F16 or F32, which Candle itself cannot on CUDA.
+/// Casts between F8E4M3 and BF16, F16 or F32, which Candle itself cannot on CUDA and Metal.
 ///
 /// `x`: one of these dtypes, of any shape and strides. Gives that shape in `dtype`. To F8E4M3, values are rounded to
 /// nearest, ties to even, and clamped to ±448; NaN stays NaN. From it, casts are exact; so BF16, F16 and F32 hold all
@@ -35,6 +37,10 @@ pub fn cast(x: &Tensor, dtype: DType) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return cuda::cast(x, dtype);
+    }
+    #[cfg(feature = "metal")]
+    if x.device().is_metal() {
+        return metal::cast(x, dtype);
     }
     storage::on_cpu(OP, x, |x_storage, layout| {
         if dtype == DType::F8E4M3 {

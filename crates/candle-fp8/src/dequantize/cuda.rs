@@ -1,20 +1,11 @@
 //! Dense weights on NVIDIA GPUs.
 
 use candle_core::cuda_backend::cudarc::driver::DevicePtr;
-use candle_core::{CudaDevice, DType, Result, Tensor};
-use candle_kernels_fp8::ScaleLayout;
+use candle_core::{CudaDevice, Result, Tensor};
 use candle_kernels_fp8::cuda::{self as kernels, Address};
 
-use super::OP;
+use super::{How, OP};
 use crate::cuda::{On, Rows, float, on_cuda, tensor, writes};
-
-/// What a weight is dequantized to, and through.
-#[derive(Clone, Copy)]
-pub(super) struct How {
-    pub(super) layout: ScaleLayout,
-    pub(super) scale_dtype: DType,
-    pub(super) dtype: DType,
-}
 
 /// Codes `[N, K]` and scales in F32.
 pub(super) fn dequantize(codes: &Tensor, scale: &Tensor, how: How) -> Result<Tensor> {

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "metal")]
+mod metal;
 
 use candle_core::{CpuStorage, DType, Device, Result, Tensor};
 use candle_kernels_fp8::cpu::{self, Element};
@@ -43,14 +45,19 @@ pub fn dequantize(
     error::weight_scale(OP, scale, layout, n, k)?;
     error::device(OP, "weight_scale", scale, codes.device())?;
 
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    let how = How {
+        layout,
+        scale_dtype,
+        dtype,
+    };
     #[cfg(feature = "cuda")]
     if codes.device().is_cuda() {
-        let how = cuda::How {
-            layout,
-            scale_dtype,
-            dtype,
-        };
         return cuda::dequantize(codes, &scale.to_dtype(DType::F32)?, how);
+    }
+    #[cfg(feature = "metal")]
+    if codes.device().is_metal() {
+        return metal::dequantize(codes, &scale.to_dtype(DType::F32)?, how);
     }
     let scales = storage::on_cpu(OP, scale, |storage, layout| {
         Ok(storage::values(storage, layout)?.into_owned())
@@ -69,7 +76,7 @@ pub fn dequantize(
 }
 
 /// As [`dequantize`], from codes that are not a tensor yet, such as those of a memory-mapped file: the result is the
-/// only copy on the host. On CUDA there is none: the codes are sent, and dequantized there.
+/// only copy on the host. On CUDA and Metal there is none: the codes are sent, and dequantized there.
 ///
 /// `codes`: `n · k` bytes for a weight of `shape` `(n, k)`. `scale`: values of `scale_dtype`, in the order of
 /// `layout`. Gives `[n, k]` in `dtype` on `device`, which may be any: where it has no [kernels](crate::fp8_kernels), the
@@ -94,16 +101,23 @@ pub fn dequantize_bytes(
     if codes.is_empty() {
         return Tensor::zeros((n, k), dtype, device);
     }
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    let how = How {
+        layout,
+        scale_dtype,
+        dtype,
+    };
     #[cfg(feature = "cuda")]
     if let Device::Cuda(gpu) = device
         && crate::fp8_kernels(device)
     {
-        let how = cuda::How {
-            layout,
-            scale_dtype,
-            dtype,
-        };
         return cuda::dequantize_bytes(gpu, codes, (n, k), scale, how);
+    }
+    #[cfg(feature = "metal")]
+    if let Device::Metal(gpu) = device
+        && crate::fp8_kernels(device)
+    {
+        return metal::dequantize_bytes(gpu, codes, (n, k), scale, how);
     }
     let weight = Weight {
         codes,
@@ -112,6 +126,15 @@ pub fn dequantize_bytes(
         layout,
     };
     storage::tensor(weight.dequantize(scale_dtype, dtype), (n, k)).to_device(device)
+}
+
+/// What a weight is dequantized to, and through.
+#[cfg(any(feature = "cuda", feature = "metal"))]
+#[derive(Clone, Copy)]
+struct How {
+    layout: ScaleLayout,
+    scale_dtype: DType,
+    dtype: DType,
 }
 
 struct Weight<'a> {

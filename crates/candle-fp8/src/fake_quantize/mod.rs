@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "metal")]
+mod metal;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
@@ -89,6 +91,19 @@ impl CustomOp2 for FakeQuantize {
         Err(Error::NoCuda { op: OP }.into())
     }
 
+    #[cfg(feature = "metal")]
+    fn metal_fwd(
+        &self,
+        x: &MetalStorage,
+        x_layout: &Layout,
+        scale: &MetalStorage,
+        scale_layout: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        let y = metal::fake_quantize((x, x_layout), (scale, scale_layout))?;
+        Ok((y, x_layout.shape().clone()))
+    }
+
+    #[cfg(not(feature = "metal"))]
     fn metal_fwd(
         &self,
         _: &MetalStorage,

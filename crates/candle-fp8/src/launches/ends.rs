@@ -100,7 +100,8 @@ impl Launches {
     /// the CPU. The last launch of a list, as it moves positions on, which launches before it read.
     ///
     /// # Errors
-    /// If shapes or dtypes do not fit each other, V is 0, the list is empty (then nothing made them), or the device has no memory left.
+    /// If shapes or dtypes do not fit each other, V is 0, the list is empty (then nothing made them), or the device has no
+    /// memory left.
     pub fn argmax(&mut self, logits: &Tensor, to: LaunchArgmax<'_>) -> Result<()> {
         let (batch, vocab) = logits.dims2()?;
         same(to.ids, &[batch], DType::U32)?;

@@ -3,6 +3,8 @@
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(feature = "metal")]
+pub(crate) mod metal;
 
 use candle_core::{CpuStorage, Result, Tensor};
 
@@ -83,6 +85,10 @@ fn run(op: &'static str, x: &Tensor, quantization: Quantization) -> Result<Quant
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return cuda::quantize(op, x, quantization);
+    }
+    #[cfg(feature = "metal")]
+    if x.device().is_metal() {
+        return metal::quantize(op, x, quantization);
     }
     storage::on_cpu(op, x, |x_storage, layout| {
         let values = storage::values(x_storage, layout)?;

@@ -2,12 +2,12 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "metal")]
+mod metal;
 
 use candle_core::{D, DType, Result, Tensor};
 use candle_kernels_fp8::cpu::{self, InstructionSet};
 
-#[cfg(feature = "cuda")]
-use crate::cuda::Values;
 use crate::kernel::{self, Float, memory, on_float};
 use crate::{Quantization, Quantized, error};
 
@@ -24,7 +24,11 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let k = check(x, weight)?;
     #[cfg(feature = "cuda")]
     if kernel::serves_cuda(&[x, weight]) {
-        return cuda::rms_norm(x, weight, eps, Values);
+        return cuda::rms_norm(x, weight, eps, crate::cuda::Values);
+    }
+    #[cfg(feature = "metal")]
+    if kernel::serves_metal(&[x, weight]) {
+        return metal::rms_norm(x, weight, eps, crate::metal::Values);
     }
     if !kernel::serves(&[x, weight]) {
         return composed(x, weight, eps);
@@ -58,7 +62,11 @@ pub fn add_rms_norm(
     error::same(OP, "residual", residual, x)?;
     #[cfg(feature = "cuda")]
     if kernel::serves_cuda(&[x, residual, weight]) {
-        return cuda::add_rms_norm(x, residual, weight, eps, Values);
+        return cuda::add_rms_norm(x, residual, weight, eps, crate::cuda::Values);
+    }
+    #[cfg(feature = "metal")]
+    if kernel::serves_metal(&[x, residual, weight]) {
+        return metal::add_rms_norm(x, residual, weight, eps, crate::metal::Values);
     }
     if !kernel::serves(&[x, residual, weight]) {
         let sum = (x + residual)?;
@@ -95,7 +103,7 @@ pub fn add_rms_norm(
 
 /// [`rms_norm`], quantized for the linears that follow: what [`quantize`](crate::quantize) makes of it.
 ///
-/// On CUDA one kernel does both, except for [`Quantization::PerTensor`]. No gradient passes.
+/// On GPUs one kernel does both, except for [`Quantization::PerTensor`]. No gradient passes.
 ///
 /// # Errors
 /// Those of [`rms_norm`] and [`quantize`](crate::quantize).
@@ -111,13 +119,19 @@ pub fn rms_norm_quantize(
         error::quantization(OP, "input_scale", quantization)?;
         return cuda::rms_norm(x, weight, eps, quantization);
     }
+    #[cfg(feature = "metal")]
+    if quantization.of_rows() && kernel::serves_metal(&[x, weight]) {
+        check(x, weight)?;
+        error::quantization(OP, "input_scale", quantization)?;
+        return metal::rms_norm(x, weight, eps, quantization);
+    }
     crate::quantize(&rms_norm(x, weight, eps)?, quantization)
 }
 
 /// [`add_rms_norm`], its second result quantized for the linears that follow: what [`quantize`](crate::quantize) makes
 /// of it.
 ///
-/// On CUDA one kernel does both, except for [`Quantization::PerTensor`]. No gradient passes to what is quantized.
+/// On GPUs one kernel does both, except for [`Quantization::PerTensor`]. No gradient passes to what is quantized.
 ///
 /// # Errors
 /// Those of [`add_rms_norm`] and [`quantize`](crate::quantize).
@@ -134,6 +148,13 @@ pub fn add_rms_norm_quantize(
         error::same(OP, "residual", residual, x)?;
         error::quantization(OP, "input_scale", quantization)?;
         return cuda::add_rms_norm(x, residual, weight, eps, quantization);
+    }
+    #[cfg(feature = "metal")]
+    if quantization.of_rows() && kernel::serves_metal(&[x, residual, weight]) {
+        check(x, weight)?;
+        error::same(OP, "residual", residual, x)?;
+        error::quantization(OP, "input_scale", quantization)?;
+        return metal::add_rms_norm(x, residual, weight, eps, quantization);
     }
     let (sum, normed) = add_rms_norm(x, residual, weight, eps)?;
     Ok((sum, crate::quantize(&normed, quantization)?))

@@ -3,6 +3,8 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "metal")]
+mod metal;
 
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor,
@@ -37,13 +39,14 @@ pub enum Input<'a> {
 /// `x · weightᵀ`, with scales, and a bias added.
 ///
 /// - `input`: the activations `[.., K]`, any strides;
-/// - `weight`: F8E4M3 `[N, K]`, contiguous, or a [`PackedWeight`](crate::PackedWeight), which CUDA reads faster;
+/// - `weight`: F8E4M3 `[N, K]`, contiguous, or a [`PackedWeight`](crate::PackedWeight), which GPUs read faster;
 /// - `weight_scale`: F32, of the shape that `layout` says;
 /// - `bias`: BF16, F16 or F32 `[N]`.
 ///
 /// Gives `[.., N]` in the input's dtype; see the [arithmetic](crate#arithmetic). The weight is never expanded: the CPU
-/// kernel decodes at most 4 × 1024 codes at a time in each thread, CUDA kernels on their way to the tensor cores. If it is a
-/// tensor whose rows do not start at multiples of 16 bytes, each call on CUDA makes a copy of it.
+/// kernel decodes at most 4 × 1024 codes at a time in each thread, those of GPUs on their way to the matrix units. If
+/// it is a tensor whose rows do not start at multiples of 16 bytes, each call on CUDA makes a copy of it, and Metal reads
+/// it byte by byte.
 ///
 /// # Errors
 /// If a dtype, shape or device is not as said above, the weight is not contiguous, a static scale is not positive and
@@ -94,6 +97,10 @@ pub fn scaled_mm_many(input: Input<'_>, weights: &[Weight<'_>]) -> Result<Vec<Te
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() && !tracked {
         return cuda::many(x, input, weights);
+    }
+    #[cfg(feature = "metal")]
+    if x.device().is_metal() && !tracked {
+        return metal::many(x, input, weights);
     }
     let product = |w: &Weight<'_>| scaled_mm(input, w.codes, w.scale, w.layout, w.bias);
     weights.iter().map(product).collect()
@@ -297,6 +304,23 @@ impl CustomOp3 for ScaledMm {
         Err(Error::NoCuda { op: OP }.into())
     }
 
+    #[cfg(feature = "metal")]
+    fn metal_fwd(
+        &self,
+        x: &MetalStorage,
+        x_layout: &Layout,
+        weight: &MetalStorage,
+        weight_layout: &Layout,
+        weight_scale: &MetalStorage,
+        weight_scale_layout: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        let weight = (weight, weight_layout);
+        let scale = (weight_scale, weight_scale_layout);
+        let storage = metal::one(self, (x, x_layout), weight, scale)?;
+        Ok((storage, self.shape.clone()))
+    }
+
+    #[cfg(not(feature = "metal"))]
     fn metal_fwd(
         &self,
         _: &MetalStorage,

@@ -2,12 +2,12 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "metal")]
+mod metal;
 
 use candle_core::{DType, Result, Tensor};
 use candle_kernels_fp8::cpu::{self, InstructionSet};
 
-#[cfg(feature = "cuda")]
-use crate::cuda::Values;
 use crate::kernel::{self, Float, memory, on_float};
 use crate::{Quantization, Quantized, error};
 
@@ -23,7 +23,11 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     check(gate, up)?;
     #[cfg(feature = "cuda")]
     if kernel::serves_cuda(&[gate, up]) {
-        return cuda::silu_mul(gate, up, Values);
+        return cuda::silu_mul(gate, up, crate::cuda::Values);
+    }
+    #[cfg(feature = "metal")]
+    if kernel::serves_metal(&[gate, up]) {
+        return metal::silu_mul(gate, up, crate::metal::Values);
     }
     if !kernel::serves(&[gate, up]) {
         let [wide, up] = [gate.to_dtype(DType::F32)?, up.to_dtype(DType::F32)?];
@@ -42,7 +46,7 @@ pub fn silu_mul(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 /// [`silu_mul`], quantized for the linear that follows: what [`quantize`](crate::quantize) makes of it.
 ///
-/// `gate`: `[.., K]`. On CUDA one kernel does both, except for [`Quantization::PerTensor`]. No gradient passes.
+/// `gate`: `[.., K]`. On GPUs one kernel does both, except for [`Quantization::PerTensor`]. No gradient passes.
 ///
 /// # Errors
 /// Those of [`silu_mul`] and [`quantize`](crate::quantize).
@@ -57,6 +61,13 @@ pub fn silu_mul_quantize(
         error::rows(OP, "gate", gate)?;
         error::quantization(OP, "input_scale", quantization)?;
         return cuda::silu_mul(gate, up, quantization);
+    }
+    #[cfg(feature = "metal")]
+    if quantization.of_rows() && kernel::serves_metal(&[gate, up]) {
+        check(gate, up)?;
+        error::rows(OP, "gate", gate)?;
+        error::quantization(OP, "input_scale", quantization)?;
+        return metal::silu_mul(gate, up, quantization);
     }
     crate::quantize(&silu_mul(gate, up)?, quantization)
 }

@@ -461,6 +461,8 @@ fn command_lines_that_make_no_sense_are_explained() {
             "cannot be used with",
         ),
         (&["--max-seq", "0"], "--max-seq"),
+        (&["--xpu", "--cpu"], "cannot be used with"),
+        (&["--xpu", "first"], "invalid value"),
     ] {
         let run = run("llama-fp8", args);
         assert_eq!(run.code, Some(2), "{args:?}: {}", run.stderr);
@@ -470,6 +472,53 @@ fn command_lines_that_make_no_sense_are_explained() {
             run.stderr
         );
     }
+}
+
+#[test]
+#[cfg(not(feature = "xpu"))]
+fn an_xpu_needs_its_feature() {
+    fails("llama-fp8", &["--xpu"], &["--features xpu"]);
+}
+
+/// On every OpenCL device that there is; and what is said where there is none.
+#[test]
+#[cfg(feature = "xpu")]
+fn an_xpu_tells_the_story_of_the_cpu() {
+    use std::io::Write;
+
+    let story = ["-n", "100", "--temperature", "0"];
+    let expected = run("llama-fp8", &[&story[..], &["--cpu"]].concat());
+    assert_eq!(expected.code, Some(0), "{}", expected.stderr);
+    let devices = candle_compressed_tensors::xpu::XpuDevice::list().unwrap_or_default();
+    for (index, device) in devices.iter().enumerate() {
+        let found = run(
+            "llama-fp8",
+            &[&story[..], &["--xpu", &index.to_string()]].concat(),
+        );
+        assert_eq!(found.code, Some(0), "{}", found.stderr);
+        assert_eq!(found.stdout, expected.stdout, "on {}", device.name);
+        let linears = format!("linears on {}", device.name);
+        for said in [&linears[..], "copie"] {
+            assert!(found.stderr.contains(said), "{said}: {}", found.stderr);
+        }
+        // Past what captures the output of tests. If it cannot be said, the test is as good.
+        let figures = found.stderr.lines().last().unwrap_or_default();
+        let _ = writeln!(
+            std::io::stderr(),
+            "TESTED: llama-fp8 --xpu {index}: {figures}"
+        );
+    }
+    let no_such = fails("llama-fp8", &["--xpu", "1000"], &["error: "]);
+    let (no_library, no_device) = ("no OpenCL library", "no XPU device 1000");
+    assert!(
+        no_such.contains(no_library) || no_such.contains(no_device),
+        "{no_such}"
+    );
+    fails(
+        "llama-fp8",
+        &["--xpu", "--dequantize"],
+        &["take one of the two"],
+    );
 }
 
 /// As in `llama-fp8 | head -c 20`.

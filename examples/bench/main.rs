@@ -56,6 +56,10 @@ fn run() -> Result<()> {
     let device = args.device.device()?;
     let dtype = args.device.dtype(&device);
     let mut report = Report::new(args.shape, &device, dtype);
+    #[cfg(feature = "xpu")]
+    if let Some(xpu) = args.device.xpu_device()? {
+        report.device = format!("{} with linears on {}", report.device, xpu.info().name);
+    }
     match args.linears {
         true => time_linears(&args, dtype, &device, &mut report)?,
         false => time_model(&args, dtype, &device, &mut report)?,
@@ -68,7 +72,10 @@ fn run() -> Result<()> {
 }
 
 fn time_linears(args: &Args, dtype: DType, device: &Device, report: &mut Report) -> Result<()> {
-    ensure!(device.is_cpu(), "--linears measures on a CPU: add --cpu");
+    ensure!(
+        device.is_cpu() && args.device.xpu.is_none(),
+        "--linears measures on a CPU: add --cpu"
+    );
     let plan = linears::Plan {
         shape: args.shape,
         rows: &args.rows,
@@ -87,7 +94,9 @@ fn time_linears(args: &Args, dtype: DType, device: &Device, report: &mut Report)
 
 fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -> Result<()> {
     let need = needs(args, dtype, device)?;
-    let before = device.is_cpu().then(Machine::measure);
+    // What the processor reads says nothing of weights that are elsewhere.
+    let on_cpu = device.is_cpu() && args.device.xpu.is_none();
+    let before = on_cpu.then(Machine::measure);
 
     let model = make(args, dtype, device, need.weights)?;
     let mut times = Model::new(
@@ -112,7 +121,7 @@ fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -
             "decode: {} of {batch}, context {context}",
             units::plural(args.decode, "step")
         ));
-        let mut reader = device.is_cpu().then(Reader::new);
+        let mut reader = on_cpu.then(Reader::new);
         let pause = || reader.iter_mut().for_each(Reader::read);
         let tok_s = measure::decode(&model, batch, context, args.decode, pause)?;
         let bytes = Traffic::of(&model, batch).token_bytes(context, args.decode);
@@ -133,7 +142,7 @@ fn time_model(args: &Args, dtype: DType, device: &Device, report: &mut Report) -
             times.profile.push(run);
         }
     }
-    let after = device.is_cpu().then(Machine::measure);
+    let after = on_cpu.then(Machine::measure);
     drop(model);
     for &peer in &args.peer {
         time_peer(args, peer, dtype, device, &mut times)?;
@@ -250,6 +259,8 @@ fn make(args: &Args, dtype: DType, device: &Device, bytes: u64) -> Result<Causal
         move |bytes| bar.inc(bytes)
     });
     let weights = weights.with_lm_head(args.lm_head);
+    #[cfg(feature = "xpu")]
+    let weights = weights.with_xpu(args.device.xpu_device()?);
     let config = args.shape.config(args.layers())?;
     let model = CausalLm::load(&config, &weights, weights.var_builder(dtype, device));
     bar.finish_and_clear();

@@ -38,6 +38,9 @@ pub(crate) struct RandomWeights {
     dequantized: bool,
     /// False: tensors have shape and dtype, but one element of memory.
     fill: bool,
+    /// Where FP8 linears run, if not where their tensors are.
+    #[cfg(feature = "xpu")]
+    xpu: Option<candle_compressed_tensors::xpu::XpuDevice>,
 }
 
 impl RandomWeights {
@@ -48,6 +51,8 @@ impl RandomWeights {
             lm_head: LmHead::default(),
             dequantized: false,
             fill: true,
+            #[cfg(feature = "xpu")]
+            xpu: None,
         }
     }
 
@@ -58,6 +63,8 @@ impl RandomWeights {
             lm_head: LmHead::default(),
             dequantized: false,
             fill: false,
+            #[cfg(feature = "xpu")]
+            xpu: None,
         }
     }
 
@@ -72,6 +79,12 @@ impl RandomWeights {
             dequantized: true,
             ..self
         }
+    }
+
+    /// The same weights, those of FP8 linears on that device.
+    #[cfg(feature = "xpu")]
+    pub(crate) fn with_xpu(self, xpu: Option<candle_compressed_tensors::xpu::XpuDevice>) -> Self {
+        Self { xpu, ..self }
     }
 
     /// The `VarBuilder` for everything that is not an FP8 linear.
@@ -141,7 +154,12 @@ impl RandomWeights {
             return CtDenseLinear::new(weight, bias).map(CtLinear::Dense);
         }
         let quantization = Some(Quantization::PerToken);
-        CtFp8Linear::new(weight, scale, layout, bias, quantization).map(CtLinear::Fp8)
+        let linear = CtFp8Linear::new(weight, scale, layout, bias, quantization)?;
+        #[cfg(feature = "xpu")]
+        if let Some(xpu) = &self.xpu {
+            return linear.to_xpu(xpu).map(CtLinear::Fp8);
+        }
+        Ok(CtLinear::Fp8(linear))
     }
 }
 

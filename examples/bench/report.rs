@@ -17,7 +17,7 @@ use super::shape::Shape;
 #[derive(Serialize)]
 pub(crate) struct Report {
     shape: &'static str,
-    device: String,
+    pub(crate) device: String,
     /// Of the activations.
     dtype: &'static str,
     /// What the machine can do; known for a CPU.

@@ -30,7 +30,7 @@ pub fn device(cpu: bool) -> anyhow::Result<Device> {
     Ok(Device::Cpu)
 }
 
-/// The flags `--dtype` and `--cpu`.
+/// The flags `--dtype`, `--cpu` and `--xpu`.
 #[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Device")]
 pub struct DeviceArgs {
@@ -42,15 +42,43 @@ pub struct DeviceArgs {
     /// Run on the CPU, even in a build with support for a GPU.
     #[arg(long)]
     pub cpu: bool,
+
+    /// Run FP8 linears on an Intel GPU, through OpenCL, and the rest on the CPU: the first device, or the one of this
+    /// number.
+    #[arg(long, value_name = "INDEX", num_args = 0..=1, default_missing_value = "0", conflicts_with = "cpu")]
+    pub xpu: Option<usize>,
 }
 
 impl DeviceArgs {
-    /// The device.
+    /// The device of tensors.
     ///
     /// # Errors
-    /// Those of [`device`](fn@device).
+    /// Those of [`device`](fn@device), and `--xpu` in a build without the feature `xpu`.
     pub fn device(&self) -> anyhow::Result<Device> {
-        device(self.cpu)
+        self.check()?;
+        device(self.cpu || self.xpu.is_some())
+    }
+
+    /// Refuses `--xpu` in a build without the feature `xpu`.
+    ///
+    /// # Errors
+    /// That it is missing.
+    pub fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            self.xpu.is_none() || cfg!(feature = "xpu"),
+            "this was built without the feature `xpu`: add --features xpu, which needs nothing installed to build"
+        );
+        Ok(())
+    }
+
+    /// The device of FP8 linears, if `--xpu` asks for one.
+    ///
+    /// # Errors
+    /// There is no such device.
+    #[cfg(feature = "xpu")]
+    pub fn xpu_device(&self) -> anyhow::Result<Option<candle_compressed_tensors::xpu::XpuDevice>> {
+        let device = self.xpu.map(candle_compressed_tensors::xpu::XpuDevice::new);
+        Ok(device.transpose()?)
     }
 
     /// The dtype on `device`: the one asked for, else F32 on a CPU and BF16 elsewhere.

@@ -9,7 +9,7 @@ use candle_fp8_transformers::{
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use crate::{
-    Loaded, ModelArgs,
+    Loaded, ModelArgs, Transfers,
     chat::{ChatTemplate, Message},
     cli,
     model::read_json,
@@ -182,7 +182,8 @@ impl Example {
         // A continuation makes sense after its beginning; an answer stands alone.
         let beginning = if chat.is_some() { "" } else { prompt };
         let mut generation = TextGeneration::new(&loaded.model, settings, room.max_seq)?;
-        let written = write_text(&mut generation, &ids, &tokenizer, beginning)?;
+        let transfers = || loaded.transfers();
+        let written = write_text(&mut generation, &ids, &tokenizer, beginning, transfers)?;
         cli::note(written.summary(&loaded, &room));
         Ok(())
     }
@@ -273,6 +274,8 @@ struct Written {
     timings: Timings,
     /// It was cut off.
     cut: bool,
+    /// What was copied for each token after the first, where linears are on a device of their own.
+    transfers: Option<Transfers>,
 }
 
 /// Writes `beginning` and the text that follows `prompt` to stdout, as it comes.
@@ -281,6 +284,7 @@ fn write_text(
     prompt: &[u32],
     tokenizer: &TextTokenizer,
     beginning: &str,
+    transfers: impl Fn() -> Option<Transfers>,
 ) -> anyhow::Result<Written> {
     let mut out = std::io::stdout().lock();
     out.write_all(beginning.as_bytes())?;
@@ -288,9 +292,14 @@ fn write_text(
     let mut text = tokenizer.follow(prompt);
     let mut stream = generation.stream(prompt)?;
     let mut tokens = 0;
+    // After the first token, which comes out of the prompt's pass.
+    let mut before = transfers();
     for token in stream.by_ref() {
         let piece = text.push(token?)?;
         tokens += 1;
+        if tokens == 1 {
+            before = transfers();
+        }
         if !piece.is_empty() {
             out.write_all(piece.as_bytes())?;
             out.flush()?;
@@ -298,8 +307,18 @@ fn write_text(
     }
     writeln!(out, "{}", text.finish()?)?;
     out.flush()?;
+    let after = transfers();
+    let passes = stream.timings().generated_tokens as u64;
+    let transfers = match (before, after) {
+        (Some(before), Some(after)) if passes > 0 => Some(Transfers {
+            copies: (after.copies - before.copies) / passes,
+            bytes: (after.bytes - before.bytes) / passes,
+        }),
+        _ => None,
+    };
     Ok(Written {
         tokens,
+        transfers,
         timings: stream.timings(),
         cut: matches!(stream.finish_reason(), Some(FinishReason::Length)),
     })
@@ -319,8 +338,15 @@ impl Written {
                 format!(" at {}", units::tokens_per_second(rate))
             }
         };
+        let transfers = match &self.transfers {
+            Some(Transfers { copies: 0, .. }) => ", nothing copied".to_string(),
+            Some(Transfers { copies, bytes }) => {
+                format!(", {copies} copies a token, {} in sum", units::bytes(*bytes))
+            }
+            None => String::new(),
+        };
         format!(
-            "prompt: {} at {} | generated: {}{rate}{cut} | weights: {} | {} | {} | {}",
+            "prompt: {} at {} | generated: {}{rate}{cut} | weights: {} | {} | {} | {}{transfers}",
             units::plural(self.timings.prompt_tokens, "token"),
             units::tokens_per_second(self.timings.prompt_tokens_per_second()),
             units::plural(self.tokens, "token"),

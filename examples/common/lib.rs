@@ -36,6 +36,7 @@ pub mod units;
 pub use device::{DeviceArgs, device};
 pub use model::{
     LinearCount, LoadArgs, Loaded, ModelArgs, STORIES_LLAMA, STORIES_QWEN3_MOE, SourceArgs,
+    Transfers,
 };
 pub use table::Table;
 

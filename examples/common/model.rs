@@ -167,12 +167,25 @@ impl ModelArgs {
         Ok(config)
     }
 
+    /// The loader's options: those of [`LoadArgs::options`], and the device of `--xpu`.
+    ///
+    /// # Errors
+    /// There is no such device, or this was built without the feature `xpu`.
+    pub fn options(&self) -> anyhow::Result<LoadOptions> {
+        self.device.check()?;
+        Ok(LoadOptions {
+            #[cfg(feature = "xpu")]
+            xpu: self.device.xpu_device()?,
+            ..self.load.options()
+        })
+    }
+
     /// Checks every tensor of `checkpoint` against its config, scales included. Reads no weights.
     ///
     /// # Errors
     /// The checkpoint holds what cannot be served.
     pub fn quantizer(&self, checkpoint: &Checkpoint) -> anyhow::Result<QuantizerCompressedTensors> {
-        QuantizerCompressedTensors::new(checkpoint, self.load.options())
+        QuantizerCompressedTensors::new(checkpoint, self.options()?)
             .with_context(|| cannot_load(checkpoint))
     }
 
@@ -325,7 +338,25 @@ impl Loaded {
             (true, false) => "dequantized".to_string(),
             (true, true) => format!("activations {}", self.quantizer.options().activations),
         };
-        format!("{device}, {}, {fp8}", self.dtype.as_str())
+        let setting = format!("{device}, {}, {fp8}", self.dtype.as_str());
+        #[cfg(feature = "xpu")]
+        if let Some(xpu) = &self.quantizer.options().xpu {
+            return format!("{setting}, linears on {}", xpu.info().name);
+        }
+        setting
+    }
+
+    /// What was copied between the CPU and the device of `--xpu` until now. `None`: there is no such device.
+    pub fn transfers(&self) -> Option<Transfers> {
+        #[cfg(feature = "xpu")]
+        if let Some(xpu) = &self.quantizer.options().xpu {
+            let transfers = xpu.transfers();
+            return Some(Transfers {
+                copies: transfers.uploads + transfers.downloads,
+                bytes: transfers.upload_bytes + transfers.download_bytes,
+            });
+        }
+        None
     }
 
     /// How long loading took, and the host's memory meanwhile: `loaded in 2.31 s, host memory peak 310.0 MiB`.
@@ -340,6 +371,15 @@ impl Loaded {
     pub fn weights(&self) -> String {
         units::bytes(self.model.weight_bytes() as u64)
     }
+}
+
+/// Copies between the CPU and a device of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Transfers {
+    /// How many.
+    pub copies: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
 }
 
 /// Linears of a model. Prints as `28 of 29 linears in FP8`.

@@ -55,12 +55,14 @@ mod scales;
 mod state;
 mod warning;
 
+#[cfg(feature = "xpu")]
+pub use candle_fp8_xpu as xpu;
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use convert::WeightConverter;
 pub use error::Error;
 pub use linear::{
-    CtDenseLinear, CtFp8Linear, CtLinear, LinearSource, forward_quantized, forward_shared,
-    merge_linears, shared_products, shared_quantization,
+    CtDenseLinear, CtFp8Linear, CtLinear, LinearSource, forward_gated_mlp, forward_quantized,
+    forward_shared, merge_linears, shared_products, shared_quantization,
 };
 pub use options::{Activations, LoadOptions};
 pub use plan::{Fp8Module, Plan};

@@ -20,6 +20,33 @@ pub struct LoadOptions {
     /// every module below it (`model.layers.0` matches `model.layers.0.mlp.up_proj`), and a module whose name ends in it
     /// (`up_proj` matches `model.layers.0.mlp.up_proj`).
     pub modules_to_not_convert: Vec<String>,
+    /// The device that FP8 linears run on, between tensors on the CPU. `None`: where their tensors are. Their weights
+    /// are uploaded as they are loaded, and do not stay on the CPU. Refused together with `dequantize`.
+    ///
+    /// ```no_run
+    /// use candle_compressed_tensors::{Checkpoint, LoadOptions, QuantizerCompressedTensors, xpu::XpuDevice};
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::Module;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// for (index, info) in XpuDevice::list()?.iter().enumerate() {
+    ///     println!("{index}: {}", info.name);
+    /// }
+    /// let xpu = Some(XpuDevice::new(0)?);
+    /// let options = LoadOptions { xpu, ..LoadOptions::default() };
+    /// let checkpoint = Checkpoint::open("path/to/model")?;
+    /// let quantizer = QuantizerCompressedTensors::new(&checkpoint, options)?;
+    /// let vb = quantizer.var_builder(DType::BF16, &Device::Cpu)?;
+    /// let up_proj = vb.pp("model.layers.0.mlp.up_proj");
+    /// let linear = quantizer.linear_no_bias(4096, 14336, up_proj)?; // on the XPU
+    /// let x = Tensor::zeros((1, 4096), DType::BF16, &Device::Cpu)?;
+    /// let y = linear.forward(&x)?; // on the CPU, [1, 14336]
+    /// # let _ = y;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "xpu")]
+    pub xpu: Option<candle_fp8_xpu::XpuDevice>,
 }
 
 /// How the inputs of FP8 linears are treated.

@@ -61,6 +61,15 @@ impl QuantizerCompressedTensors {
         options: LoadOptions,
         fp8_kernels: fn(&Device) -> bool,
     ) -> Result<Self, Error> {
+        #[cfg(feature = "xpu")]
+        if options.xpu.is_some() && options.dequantize {
+            return Err(Error::Unsupported {
+                tensor: "LoadOptions".into(),
+                reason:
+                    "`xpu` is for FP8 linears, and `dequantize` leaves none; take one of the two"
+                        .into(),
+            });
+        }
         let plan = Plan::new(checkpoint, &options).into_result()?;
         for warning in plan.warnings() {
             warning::print(warning);
@@ -271,13 +280,15 @@ impl LinearSource for QuantizerCompressedTensors {
             DType::F32,
         )?;
         let quantization = self.quantization(module)?;
-        Ok(CtLinear::Fp8(CtFp8Linear::new(
-            codes,
-            scale,
-            module.layout,
-            bias,
-            quantization,
-        )?))
+        let linear = CtFp8Linear::new(codes, scale, module.layout, bias, quantization)?;
+        #[cfg(feature = "xpu")]
+        if let Some(device) = &self.options().xpu {
+            return match linear.to_xpu(device) {
+                Ok(linear) => Ok(CtLinear::Fp8(linear)),
+                Err(error) => Err(error.context(format!("{name}: the weight was not uploaded"))),
+            };
+        }
+        Ok(CtLinear::Fp8(linear))
     }
 
     /// BF16 on the CPU for what is stored in BF16: the values are the same, and take half the memory of f32.

@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor};
-use candle_fp8::PackedWeight;
 
-use crate::CtLinear;
+use crate::{CtLinear, linear::Fp8Weight};
 
 /// The tensors of a loaded model under their names in the checkpoint. Holds references, copies nothing.
 #[derive(Debug, Clone, Default)]
@@ -13,46 +12,49 @@ pub struct State(BTreeMap<String, StateTensor>);
 
 /// A tensor of a model.
 #[derive(Debug, Clone)]
-pub enum StateTensor {
+pub struct StateTensor(Values);
+
+#[derive(Debug, Clone)]
+enum Values {
     /// As it is.
     Tensor(Tensor),
-    /// The weight of an FP8 linear, as the ops of its device read it.
-    Packed(PackedWeight),
+    /// The weight of an FP8 linear.
+    Codes(Fp8Weight),
 }
 
 impl StateTensor {
-    /// The tensor. On CUDA, a copy of a packed one.
+    /// The tensor. Of an FP8 linear's weight on CUDA or on an XPU, a copy.
     ///
     /// # Errors
-    /// The device has no memory left for the copy.
+    /// There is no memory left for the copy, or an XPU fails.
     pub fn tensor(&self) -> Result<Tensor> {
-        match self {
-            Self::Tensor(tensor) => Ok(tensor.clone()),
-            Self::Packed(weight) => weight.unpack(),
+        match &self.0 {
+            Values::Tensor(tensor) => Ok(tensor.clone()),
+            Values::Codes(weight) => weight.unpack(),
         }
     }
 
     /// Its shape.
     pub fn dims(&self) -> Vec<usize> {
-        match self {
-            Self::Tensor(tensor) => tensor.dims().to_vec(),
-            Self::Packed(weight) => <[usize; 2]>::from(weight.dims()).to_vec(),
+        match &self.0 {
+            Values::Tensor(tensor) => tensor.dims().to_vec(),
+            Values::Codes(weight) => <[usize; 2]>::from(weight.dims()).to_vec(),
         }
     }
 
     /// Its dtype.
     pub fn dtype(&self) -> DType {
-        match self {
-            Self::Tensor(tensor) => tensor.dtype(),
-            Self::Packed(_) => DType::F8E4M3,
+        match &self.0 {
+            Values::Tensor(tensor) => tensor.dtype(),
+            Values::Codes(_) => DType::F8E4M3,
         }
     }
 
     /// Bytes of memory that it takes.
     pub fn bytes(&self) -> usize {
-        match self {
-            Self::Tensor(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
-            Self::Packed(weight) => weight.bytes(),
+        match &self.0 {
+            Values::Tensor(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Values::Codes(weight) => weight.bytes(),
         }
     }
 }
@@ -65,17 +67,17 @@ impl State {
 
     /// Adds a tensor under its full name, e.g. `model.norm.weight`.
     pub fn tensor(&mut self, name: impl Into<String>, tensor: &Tensor) {
-        let tensor = StateTensor::Tensor(tensor.clone());
-        self.0.insert(name.into(), tensor);
+        let values = Values::Tensor(tensor.clone());
+        self.0.insert(name.into(), StateTensor(values));
     }
 
     /// Adds the weight, the bias and the scale of the module `prefix`, e.g. `model.layers.0.mlp.up_proj`.
     pub fn linear(&mut self, prefix: &str, linear: &CtLinear) {
         let weight = match linear {
-            CtLinear::Fp8(linear) => StateTensor::Packed(linear.packed_weight().clone()),
-            CtLinear::Dense(linear) => StateTensor::Tensor(linear.weight().clone()),
+            CtLinear::Fp8(linear) => Values::Codes(linear.fp8_weight().clone()),
+            CtLinear::Dense(linear) => Values::Tensor(linear.weight().clone()),
         };
-        self.0.insert(format!("{prefix}.weight"), weight);
+        (self.0).insert(format!("{prefix}.weight"), StateTensor(weight));
         if let Some(bias) = linear.bias() {
             self.tensor(format!("{prefix}.bias"), bias);
         }

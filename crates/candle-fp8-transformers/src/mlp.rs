@@ -1,6 +1,6 @@
 //! The gated MLP of a dense layer.
 
-use candle_compressed_tensors::{CtLinear, LinearSource, merge_linears};
+use candle_compressed_tensors::{CtLinear, LinearSource, forward_gated_mlp, merge_linears};
 use candle_core::Tensor;
 use candle_fp8::Quantization;
 use candle_nn::VarBuilder;
@@ -54,6 +54,14 @@ impl Mlp {
 
     /// `x [B, L, H]` → `[B, L, H]`.
     pub(crate) fn forward(&self, x: &LinearInput, timer: Timer<'_>) -> Result<Tensor> {
+        if let LinearInput::Values(x) = x {
+            let whole = timer.time(Part::GateUpProj, || {
+                forward_gated_mlp(&self.gate_proj, &self.up_proj, &self.down_proj, x)
+            })?;
+            if let Some(y) = whole {
+                return Ok(y);
+            }
+        }
         let gate_up = [&self.gate_proj, &self.up_proj];
         let gate_up = timer.time(Part::GateUpProj, || x.forward(&gate_up))?;
         let (gate, up) = (&gate_up[0], &gate_up[1]);

@@ -28,7 +28,7 @@ pub enum Part {
     Attention,
     /// Output projection of attention.
     OProj,
-    /// Gate and up projections.
+    /// Gate and up projections; all of the MLP where one call computes it, on an XPU.
     GateUpProj,
     /// `silu(gate) · up`.
     SiluMul,

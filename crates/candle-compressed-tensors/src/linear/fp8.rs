@@ -13,8 +13,7 @@ use super::merge::Merged;
 /// its last dimension; `y` has the dtype of `x`.
 #[derive(Debug, Clone)]
 pub struct CtFp8Linear {
-    /// E4M3 codes `[out, in]`.
-    weight: PackedWeight,
+    weight: Fp8Weight,
     /// F32: `[1]`, `[out, 1]` or `[ceil(out / rows), ceil(in / cols)]`, as `layout` says.
     weight_scale: Tensor,
     layout: ScaleLayout,
@@ -24,6 +23,45 @@ pub struct CtFp8Linear {
     activations: Option<Quantization>,
     /// The linears that it shares a product with, itself among them, and its place there.
     merged: Option<(Arc<Merged>, usize)>,
+}
+
+/// E4M3 codes `[out, in]`, in one place.
+#[derive(Debug, Clone)]
+pub(crate) enum Fp8Weight {
+    /// On the device of the inputs.
+    Packed(PackedWeight),
+    /// On an XPU, with the scale and the bias.
+    #[cfg(feature = "xpu")]
+    Xpu(Arc<candle_fp8_xpu::XpuWeight>),
+}
+
+impl Fp8Weight {
+    /// The sizes `(out, in)`.
+    pub(crate) fn dims(&self) -> (usize, usize) {
+        match self {
+            Self::Packed(weight) => weight.dims(),
+            #[cfg(feature = "xpu")]
+            Self::Xpu(weight) => weight.dims(),
+        }
+    }
+
+    /// The codes as a tensor.
+    pub(crate) fn unpack(&self) -> Result<Tensor> {
+        match self {
+            Self::Packed(weight) => weight.unpack(),
+            #[cfg(feature = "xpu")]
+            Self::Xpu(weight) => weight.codes(),
+        }
+    }
+
+    /// Bytes of memory that the codes take, wherever they are.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Packed(weight) => weight.bytes(),
+            #[cfg(feature = "xpu")]
+            Self::Xpu(weight) => weight.bytes(),
+        }
+    }
 }
 
 impl CtFp8Linear {
@@ -49,7 +87,7 @@ impl CtFp8Linear {
             }
         }
         Ok(Self {
-            weight: candle_fp8::pack_weight(&weight)?,
+            weight: Fp8Weight::Packed(candle_fp8::pack_weight(&weight)?),
             weight_scale,
             layout,
             bias,
@@ -61,8 +99,16 @@ impl CtFp8Linear {
     /// The same linear, its weight at a place of merged ones.
     pub(super) fn into_part(self, weight: PackedWeight, merged: Arc<Merged>, place: usize) -> Self {
         Self {
-            weight,
             merged: Some((merged, place)),
+            ..self.moved(Fp8Weight::Packed(weight))
+        }
+    }
+
+    /// The same linear, its weight elsewhere.
+    pub(super) fn moved(self, weight: Fp8Weight) -> Self {
+        Self {
+            weight,
+            merged: None,
             ..self
         }
     }
@@ -78,16 +124,30 @@ impl CtFp8Linear {
         all.then_some(merged)
     }
 
-    /// The E4M3 codes `[out, in]`. On CUDA, a copy.
+    /// The sizes `(out, in)`.
+    pub fn dims(&self) -> (usize, usize) {
+        self.weight.dims()
+    }
+
+    /// The E4M3 codes `[out, in]`. On CUDA and on an XPU, a copy.
     ///
     /// # Errors
-    /// The device has no memory left for the copy.
+    /// There is no memory left for the copy, or an XPU fails.
     pub fn weight(&self) -> Result<Tensor> {
         self.weight.unpack()
     }
 
-    /// The E4M3 codes `[out, in]`, as the ops of the device read them.
-    pub fn packed_weight(&self) -> &PackedWeight {
+    /// The E4M3 codes `[out, in]`, as the ops of the inputs' device read them. `None`: they are on an XPU.
+    pub fn packed_weight(&self) -> Option<&PackedWeight> {
+        match &self.weight {
+            Fp8Weight::Packed(weight) => Some(weight),
+            #[cfg(feature = "xpu")]
+            Fp8Weight::Xpu(_) => None,
+        }
+    }
+
+    /// The E4M3 codes, wherever they are.
+    pub(crate) fn fp8_weight(&self) -> &Fp8Weight {
         &self.weight
     }
 
@@ -119,19 +179,19 @@ impl CtFp8Linear {
         }
     }
 
-    /// What `x` is multiplied with.
-    pub(super) fn operand(&self) -> Weight<'_> {
-        Weight {
-            codes: Codes::Packed(&self.weight),
+    /// What `x` is multiplied with, on the device of `x`.
+    pub(super) fn operand(&self) -> Option<Weight<'_>> {
+        Some(Weight {
+            codes: Codes::Packed(self.packed_weight()?),
             scale: &self.weight_scale,
             layout: self.layout,
             bias: self.bias.as_ref(),
-        }
+        })
     }
 
     /// Whether one pass over a quantized input serves both: equal K, equal quantization, sums over equal runs of K.
     pub(super) fn shares_input(&self, other: &Self) -> bool {
-        let columns = |linear: &Self| linear.weight.dims().1;
+        let columns = |linear: &Self| linear.dims().1;
         let run = |linear: &Self| match linear.layout {
             ScaleLayout::Tensor | ScaleLayout::Channel => None,
             ScaleLayout::Block { cols, .. } => Some(cols),
@@ -145,12 +205,13 @@ impl CtFp8Linear {
 
 impl Module for CtFp8Linear {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        scaled_mm(
-            self.input(x),
-            &self.weight,
-            &self.weight_scale,
-            self.layout,
-            self.bias.as_ref(),
-        )
+        match &self.weight {
+            Fp8Weight::Packed(weight) => {
+                let bias = self.bias.as_ref();
+                scaled_mm(self.input(x), weight, &self.weight_scale, self.layout, bias)
+            }
+            #[cfg(feature = "xpu")]
+            Fp8Weight::Xpu(weight) => candle_fp8_xpu::scaled_mm(self.xpu_input(x), weight),
+        }
     }
 }

@@ -68,11 +68,13 @@ pub fn merge_linears<const N: usize>(linears: [CtLinear; N]) -> Result<[CtLinear
     let Some(fp8) = fp8.filter(|fp8| fp8.len() > 1 && can_merge(fp8)) else {
         return Ok(linears);
     };
-    let weights: Vec<&PackedWeight> = fp8.iter().map(|linear| linear.packed_weight()).collect();
-    let Some((weight, parts)) = PackedWeight::join(&weights)? else {
+    let weights: Option<Vec<&PackedWeight>> =
+        fp8.iter().map(|linear| linear.packed_weight()).collect();
+    let joined = weights.map(|weights| PackedWeight::join(&weights));
+    let Some((weight, parts)) = joined.transpose()?.flatten() else {
         return Ok(linears);
     };
-    let outs: Vec<usize> = weights.iter().map(|weight| weight.dims().0).collect();
+    let outs: Vec<usize> = fp8.iter().map(|linear| linear.dims().0).collect();
     let scales = fp8
         .iter()
         .zip(&outs)
@@ -114,7 +116,7 @@ fn can_merge(linears: &[&CtFp8Linear]) -> bool {
             && linear.shares_input(first)
             && bias(linear) == bias(first)
     };
-    let out = |linear: &CtFp8Linear| linear.packed_weight().dims().0;
+    let out = |linear: &CtFp8Linear| linear.dims().0;
     linears.iter().all(|linear| like_first(linear))
         && linears[..last]
             .iter()

@@ -323,20 +323,24 @@ fn single_linears_are_compared_with_the_machine_and_with_candle() {
 }
 
 #[test]
-fn a_peer_runs_the_same_and_its_columns_are_the_quotients() {
-    let args = "--layers 1 --prefill 4 --decode 9 --context 3 --batch 1 --peer candle --cpu";
+fn peers_run_the_same_and_their_columns_are_the_quotients() {
+    let args =
+        "--layers 1 --prefill 4 --decode 9 --context 3 --batch 1 --peer dequantized,candle --cpu";
     let args: Vec<&str> = args.split(' ').collect();
     let report = succeed("bench", &[&args[..], &["--json"]].concat()).json();
     let prefill = report["prefill"].as_array().expect("a list");
     let decode = report["decode"].as_array().expect("a list");
     assert_eq!((prefill.len(), decode.len()), (1, 1));
     for (run, tokens) in prefill.iter().zip([4]).chain(decode.iter().zip([8])) {
-        let peer = &run["peer"];
-        assert_eq!(keys(peer), ["name", "tokens", "tok_s", "times"]);
-        assert_eq!(peer["name"], "candle");
-        assert_eq!(peer["tokens"], tokens, "at most eight steps");
-        let times = number(&run["tok_s"]) / number(&peer["tok_s"]);
-        assert!((number(&peer["times"]) / times - 1.).abs() < 1e-9, "{run}");
+        let peers = run["peers"].as_array().expect("a list");
+        let names: Vec<_> = peers.iter().map(|peer| &peer["name"]).collect();
+        assert_eq!(names, ["dequantized", "candle"]);
+        for peer in peers {
+            assert_eq!(keys(peer), ["name", "tokens", "tok_s", "times"]);
+            assert_eq!(peer["tokens"], tokens, "at most eight steps");
+            let times = number(&run["tok_s"]) / number(&peer["tok_s"]);
+            assert!((number(&peer["times"]) / times - 1.).abs() < 1e-9, "{run}");
+        }
     }
     let args = "--layers 1 --prefill 0 --decode 1 --context 1 --batch 1 --peer candle --cpu";
     let said = succeed("bench", &args.split(' ').collect::<Vec<_>>());

@@ -503,10 +503,9 @@ fn an_xpu_tells_the_story_of_the_cpu() {
         }
         // Past what captures the output of tests. If it cannot be said, the test is as good.
         let figures = found.stderr.lines().last().unwrap_or_default();
-        let _ = writeln!(
-            std::io::stderr(),
-            "TESTED: llama-fp8 --xpu {index}: {figures}"
-        );
+        // In one piece, as other tests write as well.
+        let line = format!("TESTED: llama-fp8 --xpu {index}: {figures}\n");
+        let _ = std::io::stderr().write_all(line.as_bytes());
     }
     let no_such = fails("llama-fp8", &["--xpu", "1000"], &["error: "]);
     let (no_library, no_device) = ("no OpenCL library", "no XPU device 1000");

@@ -41,11 +41,12 @@ fn ways() -> Vec<XpuDevice> {
     }
     let mut ways = Vec::new();
     for (index, info) in infos.iter().enumerate() {
-        let _ = writeln!(
-            told,
-            "TESTED: {} with kernels {:?} and memory {:?}",
+        // In one piece, as tests of other threads write as well.
+        let line = format!(
+            "TESTED: {} with kernels {:?} and memory {:?}\n",
             info.name, info.kernels, info.memories
         );
+        let _ = told.write_all(line.as_bytes());
         let mut options = Vec::new();
         for &kernels in &info.kernels {
             // Matrix units of subgroups of 8, as Arc A has them, and of 16, as later GPUs do.

@@ -88,21 +88,24 @@ impl Attention {
     /// this layer's part of the cache.
     pub(crate) fn forward(
         &self,
-        x: &LinearInput,
+        x: LinearInput,
         (cos, sin): (&Tensor, &Tensor),
         cache: &mut KvCache,
         timer: Timer<'_>,
     ) -> Result<Tensor> {
         let qkv = [&self.q_proj, &self.k_proj, &self.v_proj];
         let qkv = timer.time(Part::QkvProj, || x.forward(&qkv))?;
+        drop(x);
         // On CUDA one kernel does all that is between the projections and attention.
         let q = match qkv[0].device().is_cuda() && !self.rounds_cache() {
             true => timer.time(Part::Rope, || self.rope_append(&qkv, (cos, sin), cache))?,
             false => self.rope_and_append(&qkv, (cos, sin), cache, timer)?,
         };
+        drop(qkv);
         let y = timer.time(Part::Attention, || {
             cache.attention(self.layer, &q, self.window, self.scale())
         })?;
+        drop(q);
         let y = y.flatten_from(2)?;
         Ok(timer.time(Part::OProj, || self.o_proj.forward(&y))?)
     }

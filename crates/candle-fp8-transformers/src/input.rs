@@ -1,7 +1,7 @@
 //! What linears get from the op before them.
 
 use candle_compressed_tensors::{CtLinear, forward_quantized, forward_shared, shared_quantization};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use candle_fp8::{Quantization, Quantized};
 
 /// The input `[B, L, in]` of linears: as values, or quantized by what computed it, so that no values are stored.
@@ -24,6 +24,36 @@ impl LinearInput {
             Self::Values(x) => forward_shared(linears, x),
             Self::Quantized(x) => forward_quantized(linears, x),
         }
+    }
+
+    /// `[.., in]`.
+    pub(crate) fn dims(&self) -> &[usize] {
+        match self {
+            Self::Values(x) => x.dims(),
+            Self::Quantized(x) => x.codes.dims(),
+        }
+    }
+
+    /// How many rows of `in` there are.
+    pub(crate) fn rows(&self) -> usize {
+        self.dims().iter().rev().skip(1).product()
+    }
+
+    /// `[rows, in]`: so many rows from row `start` on, counted over all leading dimensions.
+    pub(crate) fn narrow(&self, start: usize, rows: usize) -> Result<Self> {
+        let of = |x: &Tensor| x.flatten_to(D::Minus2)?.narrow(0, start, rows);
+        Ok(match self {
+            Self::Values(x) => Self::Values(of(x)?),
+            Self::Quantized(x) => Self::Quantized(Quantized {
+                codes: of(&x.codes)?,
+                scales: match x.scales.rank() {
+                    // One for all rows.
+                    1 => x.scales.clone(),
+                    _ => of(&x.scales)?,
+                },
+                ..*x
+            }),
+        })
     }
 
     /// The values of an input that was not to be quantized.

@@ -53,11 +53,12 @@ impl DecoderLayer {
     }
 
     /// `stream [B, L, H]` and what is still to be added to it → the same of the next layer: additions are made together
-    /// with the norm that follows them.
+    /// with the norm that follows them. Of a long prompt every tensor between two linears is large, so each is given to
+    /// who uses it last, and freed there.
     pub(crate) fn forward(
         &self,
         stream: Tensor,
-        update: Option<&Tensor>,
+        update: Option<Tensor>,
         cos_sin: (&Tensor, &Tensor),
         cache: &mut KvCache,
         timer: Timer<'_>,
@@ -66,17 +67,17 @@ impl DecoderLayer {
         let (stream, normed) = timer.time(Part::Norms, || {
             norm.forward_added(stream, update, quantization)
         })?;
-        let update = self.self_attn.forward(&normed, cos_sin, cache, timer)?;
+        let update = self.self_attn.forward(normed, cos_sin, cache, timer)?;
         let norm = &self.post_attention_layernorm;
         let quantization = match &self.mlp {
             FeedForward::Dense(mlp) => mlp.input(),
             FeedForward::Sparse(_) => None,
         };
         let (stream, normed) = timer.time(Part::Norms, || {
-            norm.forward_added(stream, Some(&update), quantization)
+            norm.forward_added(stream, Some(update), quantization)
         })?;
         let update = match &self.mlp {
-            FeedForward::Dense(mlp) => mlp.forward(&normed, timer)?,
+            FeedForward::Dense(mlp) => mlp.forward(normed, timer)?,
             FeedForward::Sparse(moe) => {
                 let normed = normed.values()?;
                 timer.time(Part::Experts, || moe.forward(normed))?

@@ -317,12 +317,12 @@ impl CausalLm {
         let mut update = None;
         for layer in &self.layers {
             let next;
-            (stream, next) = layer.forward(stream, update.as_ref(), (&cos, &sin), cache, timer)?;
+            (stream, next) = layer.forward(stream, update, (&cos, &sin), cache, timer)?;
             update = Some(next);
         }
         cache.advance(len);
         let (_, normed) = timer.time(Part::Norms, || {
-            self.norm.forward_added(stream, update.as_ref(), None)
+            self.norm.forward_added(stream, update, None)
         })?;
         Ok(normed.values()?.clone())
     }

@@ -29,22 +29,22 @@ impl Norm {
     }
 
     /// The residual stream with `update` added, and its norm, quantized if it is to be. `None` is no update: the first
-    /// layer's.
+    /// layer's. Frees what it gets as soon as it is added.
     pub(crate) fn forward_added(
         &self,
         stream: Tensor,
-        update: Option<&Tensor>,
+        update: Option<Tensor>,
         quantization: Option<Quantization>,
     ) -> Result<(Tensor, LinearInput)> {
         let Self { weight, eps, .. } = self;
         Ok(match (update, quantization) {
             (Some(update), Some(quantization)) => {
                 let (stream, normed) =
-                    add_rms_norm_quantize(update, &stream, weight, *eps, quantization)?;
+                    add_rms_norm_quantize(&update, &stream, weight, *eps, quantization)?;
                 (stream, LinearInput::Quantized(normed))
             }
             (Some(update), None) => {
-                let (stream, normed) = add_rms_norm(update, &stream, weight, *eps)?;
+                let (stream, normed) = add_rms_norm(&update, &stream, weight, *eps)?;
                 (stream, LinearInput::Values(normed))
             }
             (None, Some(quantization)) => {

@@ -1,4 +1,4 @@
-//! What loading costs, measured at the allocator: one owned copy of a tensor, never the file beside it.
+//! What loading and long prompts cost, measured at the allocator: one owned copy of a tensor, never the file beside it.
 
 // Each test binary uses its part of the shared module.
 #[allow(dead_code, unreachable_pub)]
@@ -109,13 +109,14 @@ fn checkpoint() -> Checkpoint {
 
 /// One test: the counters are the process's, and tests run side by side.
 #[test]
-fn loading_owns_everything_once() {
+fn loading_and_long_prompts_take_no_more_than_they_must() {
     tensors_are_owned_once();
     for head in [Head::Own, Head::Repeated, Head::Left] {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             models_are_owned_once(head, dtype);
         }
     }
+    long_prompts_take_the_mlp_in_pieces();
 }
 
 fn tensors_are_owned_once() {
@@ -197,11 +198,11 @@ const INNER: usize = 512;
 const LAYERS: usize = 2;
 
 /// Embedding and head, most of the weights here, in BF16; linears in FP8.
-fn model_checkpoint(head: Head) -> Checkpoint {
-    let dir = support::scratch(&format!("memory-model-{head:?}"));
+fn model_checkpoint(head: Head, inner: usize) -> Checkpoint {
+    let dir = support::scratch(&format!("memory-model-{head:?}-{inner}"));
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16", "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
+        "hidden_size": HIDDEN, "intermediate_size": inner, "num_hidden_layers": LAYERS,
         "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": head != Head::Own,
         "quantization_config": quantization(&["lm_head"]),
@@ -214,9 +215,9 @@ fn model_checkpoint(head: Head) -> Checkpoint {
             let name = name(&format!("self_attn.{linear}"));
             fp8(&mut tensors, &name, (HIDDEN, HIDDEN));
         }
-        fp8(&mut tensors, &name("mlp.gate_proj"), (INNER, HIDDEN));
-        fp8(&mut tensors, &name("mlp.up_proj"), (INNER, HIDDEN));
-        fp8(&mut tensors, &name("mlp.down_proj"), (HIDDEN, INNER));
+        fp8(&mut tensors, &name("mlp.gate_proj"), (inner, HIDDEN));
+        fp8(&mut tensors, &name("mlp.up_proj"), (inner, HIDDEN));
+        fp8(&mut tensors, &name("mlp.down_proj"), (HIDDEN, inner));
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             tensors.insert(name(&format!("{norm}.weight")), bf16(&[HIDDEN]));
         }
@@ -237,7 +238,7 @@ fn model_checkpoint(head: Head) -> Checkpoint {
 
 /// Matrices as they are stored, in whatever dtype the model computes; while it loads, 5% beside them at most.
 fn models_are_owned_once(head: Head, dtype: DType) {
-    let checkpoint = model_checkpoint(head);
+    let checkpoint = model_checkpoint(head, INNER);
     let quantizer = QuantizerCompressedTensors::new(&checkpoint, LoadOptions::default()).unwrap();
     let config = ModelConfig::from_json(checkpoint.config()).unwrap();
     let vb = quantizer.var_builder(dtype, &Device::Cpu).unwrap();
@@ -257,5 +258,25 @@ fn models_are_owned_once(head: Head, dtype: DType) {
     assert!(
         kept >= weights && peak <= weights + weights / 20,
         "{head:?} in {dtype:?}: {weights} bytes of weights, {kept} are kept, loading peaks at {peak}"
+    );
+}
+
+/// The MLP's inner activations, far wider than the residual stream here, are there for a part of the rows at a time.
+fn long_prompts_take_the_mlp_in_pieces() {
+    const TOKENS: usize = 8192;
+    const WIDE: usize = 4096;
+    let checkpoint = model_checkpoint(Head::Left, WIDE);
+    let quantizer = QuantizerCompressedTensors::new(&checkpoint, LoadOptions::default()).unwrap();
+    let config = ModelConfig::from_json(checkpoint.config()).unwrap();
+    let vb = quantizer.var_builder(DType::BF16, &Device::Cpu).unwrap();
+    let model = CausalLm::load(&config, &quantizer, vb).unwrap();
+    let mut cache = model.new_cache(1, TOKENS).unwrap();
+    let ids = Tensor::zeros((1, TOKENS), DType::U32, &Device::Cpu).unwrap();
+    let (_, _, peak) = measured(|| model.forward(&ids, &mut cache).unwrap());
+    // Ten copies of the stream; of a quarter of the rows, or fewer, gate, up, their product, and its codes with room to spare.
+    let allowed = 10 * TOKENS * HIDDEN * 2 + TOKENS / 4 * WIDE * (2 + 2 + 2 + 2);
+    assert!(
+        peak <= allowed,
+        "a prompt of {TOKENS} tokens takes {peak} bytes, at most {allowed}"
     );
 }

@@ -28,9 +28,18 @@ impl LinearInput {
 
     /// `[.., in]`.
     pub(crate) fn dims(&self) -> &[usize] {
+        self.tensor().dims()
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        self.tensor().device()
+    }
+
+    /// Values or codes.
+    fn tensor(&self) -> &Tensor {
         match self {
-            Self::Values(x) => x.dims(),
-            Self::Quantized(x) => x.codes.dims(),
+            Self::Values(x) => x,
+            Self::Quantized(x) => &x.codes,
         }
     }
 

@@ -39,7 +39,9 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod e4m3;
+mod float;
 mod layout;
 pub mod metal;
 
+pub use float::Float;
 pub use layout::{RowScales, ScaleLayout};

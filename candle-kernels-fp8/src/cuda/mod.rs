@@ -21,7 +21,6 @@ mod dequantize;
 mod embed;
 mod error;
 mod fake_quantize;
-mod float;
 mod gpu;
 mod launch;
 mod library;
@@ -36,6 +35,7 @@ mod scaled_mm;
 mod silu_mul;
 mod tensor_map;
 
+pub use crate::float::Float;
 pub use argmax::{Argmax, argmax, argmax_scratch};
 pub use attention::{
     Attention, AttentionKernel, Heads, Positions, attention, attention_scratch, attention_with,
@@ -46,7 +46,6 @@ pub use dequantize::{Dequantize, dequantize};
 pub use embed::{Embed, embed};
 pub use error::Error;
 pub use fake_quantize::{FakeQuantize, fake_quantize};
-pub use float::Float;
 pub use gpu::Gpu;
 pub use pack::{Panels, pack, unpack};
 pub use pad::{pad_rows, padded};

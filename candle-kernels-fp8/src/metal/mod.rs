@@ -19,10 +19,10 @@ mod rows;
 mod scaled_mm;
 mod silu_mul;
 
+pub use crate::float::Float;
 pub use cast::{cast_from_e4m3, cast_to_e4m3};
 pub use dequantize::{Dequantize, dequantize};
 pub use fake_quantize::{FakeQuantize, fake_quantize};
-pub use float::Float;
 pub use launch::{Binding, LANES, Launch, Queue, Slice};
 pub use library::Library;
 pub use pad::{pad_rows, padded};

@@ -71,6 +71,8 @@ mod device_memory;
 mod error;
 mod fake_quantize;
 mod from_bytes;
+#[cfg(any(feature = "cuda", feature = "metal"))]
+mod gpu;
 mod kernel;
 #[cfg(feature = "cuda")]
 mod launches;

@@ -7,10 +7,11 @@ use candle_core::backend::BackendDevice;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, sys};
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Storage, bail};
-use candle_kernels_fp8::cuda::{self as kernels, Address, Float, Gpu};
+use candle_kernels_fp8::cuda::{self as kernels, Address, Gpu};
 use std::sync::Arc;
 
 use crate::error::Error;
+pub(crate) use crate::gpu::float;
 
 pub(crate) use memory::{Rows, first, in_place, writes};
 pub(crate) use output::{Destination, Values, codes, tensor};
@@ -79,16 +80,6 @@ pub(crate) fn on_cuda(storage: &Storage) -> Result<&CudaStorage> {
         Storage::Cuda(storage) => Ok(storage),
         _ => bail!("a tensor of another device in a kernel for CUDA"),
     }
-}
-
-/// A float dtype as kernels know it.
-pub(crate) fn float(dtype: DType) -> Result<Float> {
-    Ok(match dtype {
-        DType::BF16 => Float::Bf16,
-        DType::F16 => Float::F16,
-        DType::F32 => Float::F32,
-        other => bail!("{other:?} is not a float of the kernels"),
-    })
 }
 
 /// Whether a device has the units that the kernels use.

@@ -5,6 +5,7 @@ use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor, bail};
 use candle_kernels_fp8::cuda::{self as kernels, Address, Output};
 
 use super::{KernelResult, On, writes};
+use crate::gpu::columns;
 use crate::{Quantization, Quantized};
 
 /// A tensor that no gradient passes.
@@ -104,8 +105,4 @@ pub(crate) fn codes(
         group: quantization.group(),
         dtype: like.dtype(),
     })
-}
-
-fn columns(tensor: &Tensor) -> usize {
-    tensor.dims().last().copied().unwrap_or(1)
 }

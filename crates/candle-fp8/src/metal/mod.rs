@@ -7,12 +7,13 @@ mod pipelines;
 use candle_core::{
     DType, Device, Layout, MetalDevice, MetalError, MetalStorage, Result, Storage, bail,
 };
-use candle_kernels_fp8::metal::{Binding, Float, Launch, Queue, Slice};
+use candle_kernels_fp8::metal::{Binding, Launch, Queue, Slice};
 use candle_metal_kernels::metal::{Buffer, ComputeCommandEncoder};
 use objc2_metal::{MTLDevice, MTLGPUFamily, MTLSize};
 use std::sync::Arc;
 
 use crate::error::Error;
+pub(crate) use crate::gpu::float;
 
 pub(crate) use memory::{Rows, slice};
 pub(crate) use output::{Destination, Values, codes, of_rows, scale, tensor};
@@ -114,16 +115,6 @@ pub(crate) fn on_metal(storage: &Storage) -> Result<&MetalStorage> {
         Storage::Metal(storage) => Ok(storage),
         _ => bail!("a tensor of another device in a kernel for Metal"),
     }
-}
-
-/// A float dtype as kernels know it.
-pub(crate) fn float(dtype: DType) -> Result<Float> {
-    Ok(match dtype {
-        DType::BF16 => Float::Bf16,
-        DType::F16 => Float::F16,
-        DType::F32 => Float::F32,
-        other => bail!("{other:?} is not a float of the kernels"),
-    })
 }
 
 /// Whether a device has the units that the kernels use.

@@ -6,6 +6,7 @@ use candle_kernels_fp8::metal::{self as kernels, Output, Slice};
 use candle_metal_kernels::metal::Buffer;
 
 use super::{On, slice};
+use crate::gpu::columns;
 use crate::{Quantization, Quantized};
 
 /// A tensor that no gradient passes.
@@ -108,8 +109,4 @@ pub(crate) fn of_rows<'a>(
         Quantization::Static(scale) => kernels::Quantization::Static { scale, scales },
         Quantization::PerTensor => bail!("one scale for all rows is not known before them"),
     })
-}
-
-fn columns(tensor: &Tensor) -> usize {
-    tensor.dims().last().copied().unwrap_or(1)
 }

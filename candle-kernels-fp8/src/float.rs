@@ -1,6 +1,6 @@
-//! Types of activations and results.
+//! Types of activations and results, on GPUs.
 
-/// A float type, as device code numbers them (`Float` in `kernels/common.cuh`).
+/// A float type, as device code numbers them (`cuda/kernels/common.cuh`, `metal/kernels/e4m3.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Float {

@@ -520,6 +520,26 @@ fn an_xpu_tells_the_story_of_the_cpu() {
     );
 }
 
+/// Nothing is on stdout then, which an error would be glued to.
+#[test]
+fn a_prompt_that_fails_leaves_no_text() {
+    let copy = Copy::of("stories-llama-fp8-dynamic", "not-finite");
+    let path = copy.0.join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let norm = &json["model.norm.weight"];
+    assert_eq!(norm["dtype"], "BF16");
+    let start = 8 + header + norm["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[start..start + 2].copy_from_slice(&0x7fc0u16.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    fails(
+        "llama-fp8",
+        &["--model", copy.path()],
+        &["after 5 positions", "not finite", "--dtype"],
+    );
+}
+
 /// As in `llama-fp8 | head -c 20`.
 #[test]
 fn a_reader_may_stop_reading() {

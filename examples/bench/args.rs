@@ -70,7 +70,13 @@ pub(crate) struct Args {
 
     /// Write the model into a new folder as a checkpoint, with the tokenizer of this repository's stories, and measure
     /// nothing. For shapes without experts.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["prefill", "decode", "context", "batch", "profile", "peer", "linears", "json"])]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = [
+            "prefill", "decode", "context", "batch", "profile", "peer", "linears", "json", "dtype", "xpu",
+        ]
+    )]
     pub(crate) save: Option<PathBuf>,
 
     /// Time single linears of the shape instead of the model. CPU only.

@@ -1,5 +1,6 @@
 //! Where and in what precision a model runs.
 
+use anyhow::Context;
 use candle_core::{DType, Device};
 use clap::{Args, ValueEnum};
 
@@ -13,7 +14,8 @@ pub fn device(cpu: bool) -> anyhow::Result<Device> {
         return Ok(Device::Cpu);
     }
     if candle_core::utils::cuda_is_available() {
-        let device = Device::new_cuda(0)?;
+        let device = Device::new_cuda(0)
+            .context("cannot open the first NVIDIA GPU; --cpu does without one")?;
         // Every token is waited for: the memory of one pass should be there for the next.
         candle_fp8::keep_freed_memory(&device)?;
         // One stream does everything, in order: events for each tensor, which others would wait for, are of no use.
@@ -25,7 +27,8 @@ pub fn device(cpu: bool) -> anyhow::Result<Device> {
         return Ok(device);
     }
     if candle_core::utils::metal_is_available() {
-        return Ok(Device::new_metal(0)?);
+        return Device::new_metal(0)
+            .context("cannot open the first Metal GPU; --cpu does without one");
     }
     Ok(Device::Cpu)
 }

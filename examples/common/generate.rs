@@ -1,12 +1,13 @@
 //! What `llama-fp8` and `qwen-fp8` do: a prompt in, text out as it comes, and one line of figures.
 
-use std::{io::Write, num::NonZeroUsize, process::ExitCode};
+use std::{io::Write, num::NonZeroUsize, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use candle_fp8_transformers::{
     Architecture, FinishReason, GenerationConfig, ModelConfig, TextGeneration, Timings,
 };
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     Loaded, ModelArgs, Transfers,
@@ -286,16 +287,21 @@ fn write_text(
     beginning: &str,
     transfers: impl Fn() -> Option<Transfers>,
 ) -> anyhow::Result<Written> {
+    let waiting = prompt_spinner(prompt.len());
+    let stream = generation.stream(prompt);
+    waiting.finish_and_clear();
+    let mut stream = stream?;
     let mut out = std::io::stdout().lock();
     out.write_all(beginning.as_bytes())?;
     out.flush()?;
     let mut text = tokenizer.follow(prompt);
-    let mut stream = generation.stream(prompt)?;
     let mut tokens = 0;
     // After the first token, which comes out of the prompt's pass.
     let mut before = transfers();
     for token in stream.by_ref() {
-        let piece = text.push(token?)?;
+        // An error has a line of its own.
+        let token = token.inspect_err(|_| _ = writeln!(out))?;
+        let piece = text.push(token)?;
         tokens += 1;
         if tokens == 1 {
             before = transfers();
@@ -322,6 +328,17 @@ fn write_text(
         timings: stream.timings(),
         cut: matches!(stream.finish_reason(), Some(FinishReason::Length)),
     })
+}
+
+/// Says on stderr, if that is a terminal, that the first token of a long prompt takes a while.
+fn prompt_spinner(tokens: usize) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} prompt: {msg} {elapsed}") {
+        spinner.set_style(style);
+    }
+    spinner.set_message(units::plural(tokens, "token"));
+    spinner.enable_steady_tick(Duration::from_millis(200));
+    spinner
 }
 
 impl Written {

@@ -363,6 +363,9 @@ fn what_makes_no_sense_is_refused_before_anything_is_made() {
     run("bench", &["--linears", "--rows", "0"]).assert_refused(&["--rows"]);
     run("bench", &["--linears", "--layers", "1"]).assert_refused(&["--layers"]);
     run("bench", &["--rows", "1"]).assert_refused(&["--linears"]);
+    // What is written has the checkpoint's dtypes, and is made on the CPU.
+    run("bench", &["--save", "no/such", "--dtype", "f16"]).assert_refused(&["--dtype"]);
+    run("bench", &["--save", "no/such", "--xpu"]).assert_refused(&["--xpu"]);
     let most = usize::MAX.to_string();
     run("bench", &["--linears", "--rotate", &most]).assert_refused(&["smaller --rotate"]);
     run("bench", &["--context", &most]).assert_refused(&["too large"]);

@@ -81,14 +81,12 @@ pub enum Error {
     /// The model produced a logit that is NaN or infinite: the weights are damaged, or the dtype
     /// cannot hold the activations (F16 overflows at 65504).
     #[error(
-        "the logits after the prompt are not finite ({found} at token {token}): the weights are \
-         damaged, or {dtype} cannot hold this model's activations (try --dtype bf16 or f32)"
+        "the logits after {positions} positions are not finite: the weights are damaged, or {dtype} cannot hold this \
+         model's activations (try --dtype bf16 or f32)"
     )]
     NonFiniteLogits {
-        /// The first value that is not finite.
-        found: f32,
-        /// Its vocabulary index.
-        token: usize,
+        /// Positions that they follow, those of the prompt included.
+        positions: usize,
         /// The model's dtype.
         dtype: &'static str,
     },

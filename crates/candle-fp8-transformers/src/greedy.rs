@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Tensor};
 
-use crate::{CausalLm, Error, KvCache, Result};
+use crate::{CausalLm, KvCache, Result};
 
 /// What a greedy step gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,17 +25,11 @@ impl CausalLm {
     /// kinds of steps may take turns on a cache.
     ///
     /// # Errors
-    /// Those of [`forward`](Self::forward), a token id outside the vocabulary on any device.
+    /// Those of [`forward`](Self::forward), and [`Error::Mismatch`](crate::Error::Mismatch) for a token id outside the
+    /// vocabulary, on any device.
     pub fn forward_greedy(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Greedy> {
         self.check(&[tokens.len(), 1], cache)?;
-        let vocab = self.config().vocab_size;
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
-            return Err(Error::Mismatch {
-                what: "a token id",
-                expected: format!("less than {vocab}"),
-                found: token.to_string(),
-            });
-        }
+        self.check_tokens(tokens)?;
         #[cfg(feature = "cuda")]
         {
             let step = self.step(cache, |step, position| step.choose(tokens, position));

@@ -165,9 +165,12 @@ impl CausalLm {
     /// # Errors
     /// [`Error::CacheFull`] when the positions do not fit, [`Error::Mismatch`] when ids, cache and
     /// model do not belong together, [`Error::OutOfMemory`] when the device has no memory left for
-    /// what is between layers, [`Error::Candle`] for a token id outside the vocabulary: on the CPU, as ids on a GPU
-    /// are not looked at (a step's logits of its sequence are NaN then). After any of them the model is usable, and the
-    /// cache holds what it held before.
+    /// what is between layers, [`Error::Candle`] for a token id outside the vocabulary, on the CPU. After any of them
+    /// the model is usable, and the cache holds what it held before.
+    ///
+    /// Ids on a GPU are the caller's to check: where one is outside the vocabulary, a replayed step's logits of its
+    /// sequence are NaN; elsewhere Candle's embedding stops the kernel, and with it the process's use of that GPU.
+    /// [`forward_greedy`](Self::forward_greedy) and [`TextGeneration`](crate::TextGeneration) check theirs.
     pub fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
         self.forward_timed(ids, cache, Timer::OFF)
     }
@@ -341,6 +344,19 @@ impl CausalLm {
         };
         cache.check(batch, len, &self.config, self.dtype, &self.device)?;
         Ok(len)
+    }
+
+    /// Checks ids while they are on the host: a GPU would not come back from one outside the vocabulary.
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        match tokens.iter().find(|token| **token as usize >= vocab) {
+            None => Ok(()),
+            Some(token) => Err(Error::Mismatch {
+                what: "a token id",
+                expected: format!("less than {vocab}"),
+                found: token.to_string(),
+            }),
+        }
     }
 
     /// Logits `[B, V]` in F32 after one token of each sequence, by the launches that the cache keeps. `None` where

@@ -160,13 +160,13 @@ impl Architecture {
     ) -> Result<Vec<Option<usize>>> {
         let window = match self {
             Self::Llama => None,
-            // The class default is a window of 4096; published files without one say null.
-            Self::Mistral if !config.has("sliding_window") => Some(4096),
-            Self::Mistral | Self::Mixtral => config.size_opt("sliding_window")?,
-            Self::Qwen2 | Self::Qwen3 | Self::Qwen3Moe if config.flag("use_sliding_window")? => {
-                config.size_opt("sliding_window")?
+            Self::Qwen2 | Self::Qwen3 | Self::Qwen3Moe if !config.flag("use_sliding_window")? => {
+                None
             }
-            Self::Qwen2 | Self::Qwen3 | Self::Qwen3Moe => None,
+            Self::Mixtral => config.size_opt("sliding_window")?,
+            // The class default is a window of 4096; published files without one say null.
+            _ if !config.has("sliding_window") => Some(4096),
+            _ => config.size_opt("sliding_window")?,
         };
         let Some(window) = window else {
             return Ok(vec![None; num_layers]);

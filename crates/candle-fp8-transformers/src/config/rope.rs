@@ -65,6 +65,7 @@ pub(super) fn read(
     } else {
         "rope_scaling"
     };
+    whole_heads(config)?;
     let outer_theta = config.positive_opt("rope_theta")?;
     let Some(section) = config.get(key) else {
         return Ok(RopeConfig {
@@ -83,14 +84,7 @@ pub(super) fn read(
     }
     let path = config.path_of(key);
     let rope = Reader::new(section, &path, "its RoPE type", |_| None);
-    for holder in [config, &rope] {
-        if holder
-            .positive_opt("partial_rotary_factor")?
-            .is_some_and(|factor| factor != 1.0)
-        {
-            return Err(holder.unsupported("partial_rotary_factor", "1.0"));
-        }
-    }
+    whole_heads(&rope)?;
     let theta = rope
         .positive_opt("rope_theta")?
         .or(outer_theta)
@@ -135,6 +129,14 @@ pub(super) fn read(
         _ => return Err(rope.unsupported(type_key, SUPPORTED_ROPE)),
     };
     Ok(RopeConfig { theta, scaling })
+}
+
+/// Refuses a rotation of a part of each head.
+fn whole_heads(holder: &Reader<'_>) -> Result<()> {
+    match holder.positive_opt("partial_rotary_factor")? {
+        None | Some(1.0) => Ok(()),
+        Some(_) => Err(holder.unsupported("partial_rotary_factor", "1.0")),
+    }
 }
 
 fn read_yarn(rope: &Reader<'_>, original: usize, max_positions: usize) -> Result<RopeScaling> {

@@ -99,18 +99,19 @@ impl<'m> TextGeneration<'m> {
     /// Processes `prompt` and gives an iterator over the tokens that follow it.
     ///
     /// # Errors
-    /// [`Error::CacheFull`] when the prompt does not fit, [`Error::Mismatch`] when it is empty,
-    /// [`Error::NonFiniteLogits`] when the model's arithmetic breaks down. The iterator itself
-    /// yields [`Error::CacheFull`] when the generation outgrows `max_seq`: the tokens given out
-    /// before stay valid, and so does the generator.
+    /// [`Error::CacheFull`] when the prompt does not fit, [`Error::Mismatch`] when it is empty or has
+    /// a token outside the vocabulary, [`Error::NonFiniteLogits`] when the model's arithmetic breaks
+    /// down. The iterator itself yields that one too, and [`Error::CacheFull`] when the generation
+    /// outgrows `max_seq`: the tokens given out before stay valid, and so does the generator.
     pub fn stream(&mut self, prompt: &[u32]) -> Result<TokenStream<'_>> {
         self.cache.reset();
         let start = Instant::now();
+        self.model.check(&[1, prompt.len()], &self.cache)?;
+        self.model.check_tokens(prompt)?;
         let ids = Tensor::new(prompt, self.model.device())?.unsqueeze(0)?;
         let logits = self.model.forward(&ids, &mut self.cache)?.squeeze(0)?;
-        check_finite(&logits, self.model)?;
         let mut sequence = Sequence::new(&self.config, prompt, 0);
-        sequence.push(&logits, &self.config)?;
+        sequence.push(&logits, &self.config, self.model)?;
         Ok(TokenStream {
             model: self.model,
             config: &self.config,
@@ -181,12 +182,11 @@ impl<'m> TextGeneration<'m> {
             ..Timings::default()
         };
         let start = Instant::now();
-        let ids = Tensor::new(prompts.concat(), model.device())?.reshape((prompts.len(), len))?;
-        let logits = model.forward(&ids, &mut cache)?;
-        for row in 0..prompts.len() {
-            check_finite(&logits.get(row)?, model)?;
-        }
-        let mut next = Next::Logits(logits);
+        let ids = prompts.concat();
+        model.check(&[prompts.len(), len], &cache)?;
+        model.check_tokens(&ids)?;
+        let ids = Tensor::new(ids, model.device())?.reshape((prompts.len(), len))?;
+        let mut next = Next::Logits(model.forward(&ids, &mut cache)?);
         let mut prompt_end = None;
         loop {
             for (row, sequence) in sequences.iter_mut().enumerate() {
@@ -194,7 +194,7 @@ impl<'m> TextGeneration<'m> {
                     continue;
                 }
                 match &next {
-                    Next::Logits(logits) => sequence.push(&logits.get(row)?, config)?,
+                    Next::Logits(logits) => sequence.push(&logits.get(row)?, config, model)?,
                     Next::Tokens(tokens) => sequence.tokens.push(tokens[row]),
                 }
             }
@@ -209,7 +209,7 @@ impl<'m> TextGeneration<'m> {
             }
             let last: Vec<u32> = sequences.iter().map(Sequence::last).collect();
             next = if config.is_greedy() {
-                Next::Tokens(model.forward_greedy(&last, &mut cache)?.tokens)
+                Next::Tokens(greedy(model, &last, &mut cache)?)
             } else {
                 let ids = Tensor::new(last, model.device())?.unsqueeze(1)?;
                 Next::Logits(model.forward(&ids, &mut cache)?)
@@ -274,12 +274,12 @@ impl TokenStream<'_> {
         let start = Instant::now();
         let last = self.sequence.last();
         if self.config.is_greedy() {
-            let next = self.model.forward_greedy(&[last], self.cache)?;
-            self.sequence.tokens.extend(next.tokens);
+            let next = greedy(self.model, &[last], self.cache)?;
+            self.sequence.tokens.extend(next);
         } else {
             let ids = Tensor::new(&[[last]], self.model.device())?;
             let logits = self.model.forward(&ids, self.cache)?.squeeze(0)?;
-            self.sequence.push(&logits, self.config)?;
+            self.sequence.push(&logits, self.config, self.model)?;
         }
         self.timings.generated_tokens += 1;
         self.timings.generation += start.elapsed();
@@ -342,8 +342,15 @@ impl Sequence {
         self.tokens[self.tokens.len() - 1]
     }
 
-    /// Samples the next token from logits `[V]`.
-    fn push(&mut self, logits: &Tensor, config: &GenerationConfig) -> Result<()> {
+    /// Samples the next token from logits `[V]`, which have to be finite: samplers would take a token all the same.
+    fn push(&mut self, logits: &Tensor, config: &GenerationConfig, model: &CausalLm) -> Result<()> {
+        if logits
+            .to_vec1::<f32>()?
+            .iter()
+            .any(|logit| !logit.is_finite())
+        {
+            return Err(non_finite(self.tokens.len(), model));
+        }
         let token = if config.repeat_penalty == 1.0 {
             self.sampler.sample(logits)?
         } else {
@@ -367,15 +374,18 @@ impl Sequence {
     }
 }
 
-/// Refuses logits `[V]` that are not finite: sampling from them would give text all the same.
-fn check_finite(logits: &Tensor, model: &CausalLm) -> Result<()> {
-    let values = logits.to_vec1::<f32>()?;
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(token) => Err(Error::NonFiniteLogits {
-            found: values[token],
-            token,
-            dtype: model.dtype().as_str(),
-        }),
+/// The most probable token of each sequence after `tokens`.
+fn greedy(model: &CausalLm, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<u32>> {
+    let next = model.forward_greedy(tokens, cache)?;
+    match next.finite {
+        true => Ok(next.tokens),
+        false => Err(non_finite(cache.len(), model)),
+    }
+}
+
+fn non_finite(positions: usize, model: &CausalLm) -> Error {
+    Error::NonFiniteLogits {
+        positions,
+        dtype: model.dtype().as_str(),
     }
 }

@@ -236,6 +236,12 @@ fn mixtral_and_mistral() {
     let mut unsaid = json_config("mistral", json!({}));
     unsaid.as_object_mut().unwrap().remove("sliding_window");
     assert_eq!(parse(unsaid).sliding_windows, [Some(4096); 3]);
+    for model_type in ["qwen2", "qwen3", "qwen3_moe"] {
+        let changes = json!({ "use_sliding_window": true, "max_window_layers": 0 });
+        let mut unsaid = json_config(model_type, changes);
+        unsaid.as_object_mut().unwrap().remove("sliding_window");
+        assert_eq!(parse(unsaid).sliding_windows, [Some(4096); 3]);
+    }
 
     let first = |first: u32| {
         let changes =
@@ -391,6 +397,13 @@ fn what_is_not_served_is_refused_with_what_is() {
         refused("llama", partial),
         &["`rope_parameters.partial_rotary_factor` is 0.5"],
     );
+    for scaling in [json!(null), json!({ "rope_type": "linear", "factor": 2.0 })] {
+        let partial = json!({ "partial_rotary_factor": 0.5, "rope_scaling": scaling });
+        check(
+            refused("llama", partial),
+            &["`partial_rotary_factor` is 0.5"],
+        );
+    }
 
     check(
         refused("llama", json!({ "hidden_size": null })),

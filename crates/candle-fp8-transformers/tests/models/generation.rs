@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::common::{ids, model, prompt};
-use candle_core::{D, DType};
+use candle_core::{D, DType, Tensor};
 use candle_fp8_transformers::{CausalLm, Error, FinishReason, GenerationConfig, TextGeneration};
 use serde_json::json;
 
@@ -266,6 +266,77 @@ fn a_batch_generates_what_each_prompt_does_alone() {
     }
 }
 
+/// Weights that are damaged where only a later token meets them.
+#[test]
+fn logits_that_stop_being_finite_end_the_text_with_an_error() {
+    let (healthy, mut tensors) = model("llama", json!({}), DType::F32);
+    let prompt = prompt(1, 5);
+    let text = greedy(&healthy, &prompt, 8);
+    let at = (1..8)
+        .find(|&i| !text[..i].contains(&text[i]) && !prompt.contains(&text[i]))
+        .unwrap();
+    let name = "model.embed_tokens.weight";
+    let mut rows = tensors[name].to_vec2::<f32>().unwrap();
+    rows[text[at] as usize][0] = f32::NAN;
+    let embeddings = Tensor::new(rows, tensors[name].device()).unwrap();
+    tensors.insert(name.to_string(), embeddings);
+    let broken = crate::common::build(healthy.config(), &tensors, DType::F32);
+    // Greedy; the most probable token by a sampler; and sampled.
+    for (repeat_last_n, repeat_penalty, temperature) in
+        [(64, 1.0, None), (0, 2.0, None), (64, 1.0, Some(1e-3))]
+    {
+        let config = GenerationConfig {
+            temperature,
+            repeat_penalty,
+            repeat_last_n,
+            ..settings(8)
+        };
+        let mut generation = TextGeneration::new(&broken, config, 16).unwrap();
+        let mut stream = generation.stream(&prompt).unwrap();
+        let tokens: Vec<u32> = stream.by_ref().take(at + 1).map(Result::unwrap).collect();
+        assert_eq!(tokens, text[..=at]);
+        let positions = prompt.len() + at + 1;
+        let after = |error: &Error| match error {
+            Error::NonFiniteLogits { positions, .. } => *positions,
+            other => panic!("{other}"),
+        };
+        let error = stream.next().unwrap().unwrap_err();
+        assert_eq!(after(&error), positions);
+        assert!(stream.next().is_none());
+        let error = generation.generate_batch(&[&prompt]).unwrap_err();
+        assert_eq!(after(&error), positions);
+    }
+}
+
+/// A GPU would not come back from such a token, so it is told before.
+#[test]
+fn tokens_outside_the_vocabulary_are_refused() {
+    let model = llama();
+    let vocab = model.config().vocab_size as u32;
+    let mut generation = TextGeneration::new(&model, settings(2), 16).unwrap();
+    let refused = |error: Error| {
+        let what = matches!(
+            error,
+            Error::Mismatch {
+                what: "a token id",
+                ..
+            }
+        );
+        assert!(
+            what && error.to_string().contains(&vocab.to_string()),
+            "{error}"
+        );
+    };
+    refused(generation.stream(&[1, vocab]).err().unwrap());
+    refused(
+        generation
+            .generate_batch(&[&[1, 2], &[vocab, 3]])
+            .unwrap_err(),
+    );
+    let text: Result<Vec<u32>, _> = generation.stream(&[1, vocab - 1]).unwrap().collect();
+    assert_eq!(text.unwrap().len(), 2);
+}
+
 #[test]
 fn damaged_weights_and_bad_settings_are_errors() {
     let (healthy, mut tensors) = model("llama", json!({}), DType::F32);
@@ -276,7 +347,7 @@ fn damaged_weights_and_bad_settings_are_errors() {
     let mut generation = TextGeneration::new(&broken, settings(5), 16).unwrap();
     let error = generation.stream(&[1, 2]).err().unwrap();
     assert!(
-        matches!(error, Error::NonFiniteLogits { token: 0, .. }),
+        matches!(error, Error::NonFiniteLogits { positions: 2, .. }),
         "{error}"
     );
 

@@ -5,7 +5,7 @@ mod config;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_transformers::generation::LogitsProcessor;
 use candle_transformers::utils::apply_repeat_penalty;
 
@@ -344,19 +344,18 @@ impl Sequence {
 
     /// Samples the next token from logits `[V]`, which have to be finite: samplers would take a token all the same.
     fn push(&mut self, logits: &Tensor, config: &GenerationConfig, model: &CausalLm) -> Result<()> {
-        if logits
-            .to_vec1::<f32>()?
-            .iter()
-            .any(|logit| !logit.is_finite())
-        {
+        // Both the check and the sampler look at them on the host: they are copied once.
+        let logits = logits.to_vec1::<f32>()?;
+        if logits.iter().any(|logit| !logit.is_finite()) {
             return Err(non_finite(self.tokens.len(), model));
         }
+        let logits = Tensor::new(logits, &Device::Cpu)?;
         let token = if config.repeat_penalty == 1.0 {
-            self.sampler.sample(logits)?
+            self.sampler.sample(&logits)?
         } else {
             let recent = self.tokens.len().saturating_sub(config.repeat_last_n);
             let penalized =
-                apply_repeat_penalty(logits, config.repeat_penalty, &self.tokens[recent..])?;
+                apply_repeat_penalty(&logits, config.repeat_penalty, &self.tokens[recent..])?;
             self.sampler.sample(&penalized)?
         };
         self.tokens.push(token);

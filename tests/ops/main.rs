@@ -5,6 +5,7 @@ mod oracle;
 
 mod autograd;
 mod cases;
+mod cat_rows;
 mod codes;
 mod dequantize;
 mod devices;

@@ -76,7 +76,7 @@ impl Mlp {
             .map(|start| self.piece(x.narrow(start, piece.min(rows - start))?, timer))
             .collect::<Result<Vec<_>>>()?;
         drop(x);
-        let y = timer.time(Part::DownProj, || Tensor::cat(&pieces, 0))?;
+        let y = timer.time(Part::DownProj, || candle_fp8::cat_rows(&pieces))?;
         if let Some(last) = dims.last_mut() {
             *last = y.dim(1)?;
         }

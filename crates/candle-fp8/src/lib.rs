@@ -63,6 +63,7 @@
 
 mod attention;
 mod cast;
+mod cat_rows;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dense_mm;
@@ -95,6 +96,7 @@ pub use attention::{AttentionScratch, Cached, attention, attention_cached};
 pub use candle_kernels_fp8::ScaleLayout;
 pub use candle_kernels_fp8::cpu::in_pool;
 pub use cast::cast;
+pub use cat_rows::cat_rows;
 pub use dense_mm::dense_mm;
 pub use dequantize::{dequantize, dequantize_bytes};
 pub use device_memory::{

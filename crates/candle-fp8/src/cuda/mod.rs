@@ -72,6 +72,21 @@ impl<'a> On<'a> {
             unsafe { sys::cuMemsetD32Async(to, value.to_bits(), 1, self.stream.cu_stream()) };
         result.result().w()
     }
+
+    /// Copies bytes, when the stream gets there.
+    ///
+    /// # Safety
+    /// The addresses are of so many bytes of the device's memory, which do not overlap, and are valid until the stream
+    /// has passed the call.
+    pub(crate) unsafe fn copy(&self, from: Address, to: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.stream.context().bind_to_thread().w()?;
+        // SAFETY: the caller vouches for the addresses.
+        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream.cu_stream()) };
+        result.result().w()
+    }
 }
 
 /// The storage of a tensor that is on a GPU.

@@ -49,7 +49,8 @@ pub struct XpuOptions {
     pub kernels: Option<Kernels>,
     /// How tensors get there. `None`: the fastest way that the device can.
     pub memory: Option<Memory>,
-    /// Lanes of a subgroup. `None`: as many as the kernels ask for.
+    /// Lanes of a subgroup. `None`: as many as the kernels ask for. Matrix units have a number of their own, emulated ones
+    /// either of 8 and 16.
     pub lanes: Option<usize>,
     /// Bytes of its memory that may be used, at most. `None`: all of it.
     pub memory_bytes: Option<u64>,

@@ -20,7 +20,8 @@ use candle_fp8_transformers::{CausalLm, GenerationConfig, ModelConfig, TextGener
 use candle_nn::Module;
 use support::{Mode, Reference, dir, loadable, model, raw_tensors, scratch};
 
-/// Every device, and with memory of its own, too.
+/// Every device, and as one with memory of its own, and as one that shares it with the host in turns, too: processors do
+/// without either, GPUs do not.
 fn devices() -> Vec<XpuDevice> {
     let infos = match XpuDevice::list() {
         Ok(infos) => infos,
@@ -31,9 +32,21 @@ fn devices() -> Vec<XpuDevice> {
         // Past what captures the output of tests. If it cannot be said, the tests are as good.
         let _ = writeln!(std::io::stderr(), "SKIPPED: no OpenCL device");
     }
-    let ways = [None, Some(Memory::Copied)];
-    let all = (0..infos.len()).flat_map(|index| ways.map(|memory| (index, memory)));
-    all.map(|(index, memory)| {
+    let mut ways = Vec::new();
+    for (index, info) in infos.iter().enumerate() {
+        // In one piece, as other tests write as well.
+        let line = format!("TESTED: models on {}\n", info.name);
+        let _ = std::io::stderr().write_all(line.as_bytes());
+        let memories = [Memory::Copied, Memory::Mapped].map(Some);
+        let can = |memory: &Option<Memory>| memory.is_none_or(|way| info.memories.contains(&way));
+        ways.extend(
+            (memories.into_iter().chain([None]))
+                .filter(can)
+                .map(|memory| (index, memory)),
+        );
+    }
+    let ways = ways.into_iter();
+    ways.map(|(index, memory)| {
         let options = XpuOptions {
             memory,
             ..XpuOptions::default()
@@ -196,7 +209,7 @@ fn a_token_is_copied_eight_times_a_layer() {
         };
         let layers = model.config().num_hidden_layers as u64;
         let expected = match device.memory() {
-            Memory::Copied | Memory::Shared => [3 * layers, 5 * layers, 0],
+            Memory::Copied | Memory::Mapped | Memory::Shared => [3 * layers, 5 * layers, 0],
             Memory::Tensors => [0, 0, 5 * layers],
         };
         for _ in 0..2 {

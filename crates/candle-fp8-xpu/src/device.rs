@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use opencl3::command_queue::CommandQueue;
 use opencl3::context::Context;
 use opencl3::device::{
-    CL_DEVICE_SVM_FINE_GRAIN_BUFFER, CL_DEVICE_SVM_FINE_GRAIN_SYSTEM, CL_DEVICE_TYPE_ALL,
-    CL_DEVICE_TYPE_CPU, CL_DEVICE_TYPE_GPU, Device,
+    CL_DEVICE_SVM_COARSE_GRAIN_BUFFER, CL_DEVICE_SVM_FINE_GRAIN_BUFFER,
+    CL_DEVICE_SVM_FINE_GRAIN_SYSTEM, CL_DEVICE_TYPE_ALL, CL_DEVICE_TYPE_CPU, CL_DEVICE_TYPE_GPU,
+    Device,
 };
 use opencl3::error_codes::{self, ClError};
 use opencl3::platform::get_platforms;
+use opencl3::types::cl_device_svm_capabilities;
 
 use crate::program::Programs;
 use crate::{Error, Kernels, Memory, Transfers};
@@ -47,7 +49,8 @@ pub struct XpuOptions {
     pub kernels: Option<Kernels>,
     /// How tensors get there. `None`: the fastest way that the device can.
     pub memory: Option<Memory>,
-    /// Lanes of a subgroup. `None`: as many as the kernels ask for.
+    /// Lanes of a subgroup. `None`: as many as the kernels ask for. Matrix units have a number of their own, emulated ones
+    /// either of 8 and 16.
     pub lanes: Option<usize>,
     /// Bytes of its memory that may be used, at most. `None`: all of it.
     pub memory_bytes: Option<u64>,
@@ -148,6 +151,18 @@ impl XpuDevice {
             let (expected, found) = (format!("one of {:?}", info.lanes), lanes.to_string());
             return Err(refused("options.lanes", expected, found));
         }
+        let fits = match kernels {
+            Kernels::Plain | Kernels::Subgroups => true,
+            Kernels::Matrix if info.emulated => MATRIX_LANES.contains(&lanes),
+            Kernels::Matrix => Some(lanes) == info.smallest_lanes(),
+        };
+        if !fits {
+            let expected = match info.emulated {
+                true => format!("one of {MATRIX_LANES:?} for matrix units"),
+                false => format!("{:?} for matrix units", info.smallest_lanes()),
+            };
+            return Err(refused("options.lanes", expected, lanes.to_string()));
+        }
         let failed = |call| {
             move |error: ClError| Error::Call {
                 device: String::new(),
@@ -214,6 +229,14 @@ impl XpuDevice {
 
     pub(crate) fn programs(&self) -> MutexGuard<'_, Programs> {
         lock(&self.inner.programs)
+    }
+
+    /// Waits until nothing is under way; `false` if that cannot be said. On a device that was lost nothing is.
+    pub(crate) fn finished(&self) -> bool {
+        match self.inner.queue.finish() {
+            Ok(()) => true,
+            Err(ClError(code)) => is_loss(code),
+        }
     }
 
     /// As [`check`](Self::check), where a lack of resources is one of memory.
@@ -310,6 +333,8 @@ fn found() -> Result<Vec<(XpuInfo, Device)>, Error> {
 
 /// What a loader answers that finds no runtime.
 const NO_PLATFORM: i32 = -1001;
+/// Lanes of subgroups that kernels for matrix units are written for.
+const MATRIX_LANES: [usize; 2] = [8, 16];
 /// Sizes of subgroups, as an array of `size_t`.
 const SUB_GROUP_SIZES: u32 = 0x4108;
 
@@ -339,30 +364,39 @@ fn info(device: &Device, runtime: &str) -> Result<XpuInfo, ClError> {
     let mut kernels = vec![Kernels::Plain];
     if !lanes.is_empty() {
         kernels.push(Kernels::Subgroups);
-        if (units || emulated) && lanes.iter().any(|lanes| [8, 16].contains(lanes)) {
+        if (units || emulated) && lanes.iter().any(|lanes| MATRIX_LANES.contains(lanes)) {
             kernels.push(Kernels::Matrix);
         }
     }
     let sharing = device.svm_mem_capability();
     let unified = device.host_unified_memory()?;
-    let mut memories = vec![Memory::Copied];
-    if unified && sharing & CL_DEVICE_SVM_FINE_GRAIN_BUFFER != 0 {
-        memories.push(Memory::Shared);
-        if sharing & CL_DEVICE_SVM_FINE_GRAIN_SYSTEM != 0 {
-            memories.push(Memory::Tensors);
-        }
-    }
     Ok(XpuInfo {
         name: format!("{} ({})", device.name()?.trim(), runtime.trim()),
         is_gpu: kind & CL_DEVICE_TYPE_GPU != 0,
         memory_bytes: device.global_mem_size()?,
         allocation_bytes: device.max_mem_alloc_size()?,
         kernels,
-        memories,
+        memories: memories(unified, sharing),
         work_group: device.max_work_group_size()?,
         lanes,
         emulated,
     })
+}
+
+/// The ways to get at tensors of a device that has its memory from the host or not, and what it says of sharing.
+fn memories(unified: bool, sharing: cl_device_svm_capabilities) -> Vec<Memory> {
+    let can = |kind| unified && sharing & kind != 0;
+    let mut memories = vec![Memory::Copied];
+    if can(CL_DEVICE_SVM_COARSE_GRAIN_BUFFER) {
+        memories.push(Memory::Mapped);
+    }
+    if can(CL_DEVICE_SVM_FINE_GRAIN_BUFFER) {
+        memories.push(Memory::Shared);
+        if can(CL_DEVICE_SVM_FINE_GRAIN_SYSTEM) {
+            memories.push(Memory::Tensors);
+        }
+    }
+    memories
 }
 
 impl XpuInfo {
@@ -401,6 +435,23 @@ mod tests {
         assert!(is_loss(error_codes::CL_OUT_OF_RESOURCES));
         assert!(!is_loss(error_codes::CL_MEM_OBJECT_ALLOCATION_FAILURE));
         assert!(!is_loss(error_codes::CL_INVALID_KERNEL_ARGS));
+    }
+
+    /// Of processors; of Intel's GPUs that share the host's memory, and of those with their own; of none.
+    #[test]
+    fn what_a_device_says_of_sharing_is_used() {
+        use Memory::{Copied, Mapped, Shared, Tensors};
+        let (coarse, fine, system) = (
+            CL_DEVICE_SVM_COARSE_GRAIN_BUFFER,
+            CL_DEVICE_SVM_FINE_GRAIN_BUFFER,
+            CL_DEVICE_SVM_FINE_GRAIN_SYSTEM,
+        );
+        let all = coarse | fine | system;
+        assert_eq!(memories(true, all), [Copied, Mapped, Shared, Tensors]);
+        assert_eq!(memories(true, coarse | fine), [Copied, Mapped, Shared]);
+        assert_eq!(memories(true, coarse), [Copied, Mapped]);
+        assert_eq!(memories(false, coarse), [Copied]);
+        assert_eq!(memories(true, 0), [Copied]);
     }
 
     #[test]

@@ -31,8 +31,4 @@ impl Element {
             Self::E4m3 => DType::F8E4M3,
         }
     }
-
-    pub(crate) fn size(self) -> usize {
-        self.dtype().size_in_bytes()
-    }
 }

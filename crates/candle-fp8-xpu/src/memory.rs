@@ -6,10 +6,14 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
+use opencl3::command_queue::{enqueue_svm_map, enqueue_svm_unmap};
+use opencl3::error_codes::ClError;
+use opencl3::event::Event;
 use opencl3::memory::{
-    Buffer, CL_MEM_READ_WRITE, CL_MEM_SVM_FINE_GRAIN_BUFFER, ClMem, svm_alloc, svm_free,
+    Buffer, CL_MAP_READ, CL_MAP_WRITE_INVALIDATE_REGION, CL_MEM_READ_WRITE,
+    CL_MEM_SVM_FINE_GRAIN_BUFFER, ClMem, svm_alloc, svm_free,
 };
-use opencl3::types::{CL_BLOCKING, cl_mem};
+use opencl3::types::{CL_BLOCKING, cl_map_flags, cl_mem};
 
 use crate::device::lock;
 use crate::{Error, XpuDevice};
@@ -19,8 +23,11 @@ use crate::{Error, XpuDevice};
 pub enum Memory {
     /// It has memory of its own, and tensors are copied there.
     Copied,
-    /// It shares memory with the host that both read and write: weights are copied there once, activations and results
-    /// by the host, as tensors own theirs, and nothing is sent.
+    /// It shares memory with the host, and the two take turns (coarse-grained shared virtual memory): weights are copied
+    /// there once, activations and results by the host, as tensors own theirs, and nothing is sent. What integrated GPUs
+    /// of Intel offer: those since the eleventh generation report nothing finer.
+    Mapped,
+    /// As [`Memory::Mapped`], without turns (fine-grained shared virtual memory).
     Shared,
     /// It reads tensors where they lie, and writes results where they stay: nothing is copied.
     Tensors,
@@ -70,8 +77,11 @@ impl Place {
                 };
                 device.check_alloc("clCreateBuffer", buffer).map(Self::Own)
             }
-            Memory::Shared | Memory::Tensors => {
-                let flags = CL_MEM_READ_WRITE | CL_MEM_SVM_FINE_GRAIN_BUFFER;
+            Memory::Mapped | Memory::Shared | Memory::Tensors => {
+                let flags = match device.memory() {
+                    Memory::Mapped => CL_MEM_READ_WRITE,
+                    _ => CL_MEM_READ_WRITE | CL_MEM_SVM_FINE_GRAIN_BUFFER,
+                };
                 // SAFETY: the device has this kind of memory, or it would not be chosen.
                 let start = unsafe { svm_alloc(inner.context.get(), flags, bytes, 64) };
                 device
@@ -95,14 +105,20 @@ pub(crate) enum Pointer {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // Kernels that use memory of the host have to be done, after an error too. If the device was lost, there are
-        // none.
-        if !matches!(self.place, Place::Own(_)) {
-            let _ = self.device.inner.queue.finish();
-        }
-        if let Place::Shared(start) = self.place {
-            // SAFETY: it was allocated in this context, and is not used again.
-            let _ = unsafe { svm_free(self.device.inner.context.get(), start) };
+        // Kernels that use memory of the host have to be done, after an error too. OpenCL itself keeps a buffer for as
+        // long as they take.
+        let done = match self.place {
+            Place::Own(_) => true,
+            _ => self.device.finished(),
+        };
+        match &self.place {
+            Place::Shared(start) if done => {
+                // SAFETY: it was allocated in this context, and is not used again.
+                let _ = unsafe { svm_free(self.device.inner.context.get(), *start) };
+            }
+            // What kernels may still write to is never free again.
+            Place::Tensor { tensor, .. } if !done => std::mem::forget(tensor.clone()),
+            _ => {}
         }
         if !matches!(self.place, Place::Tensor { .. }) {
             self.device
@@ -118,24 +134,26 @@ impl Allocation {
     pub(crate) fn new(device: &XpuDevice, bytes: usize) -> Result<Self, Error> {
         let inner = &device.inner;
         let bytes = bytes.max(1);
-        let used = inner.used_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        let place = match has_room(device, used, bytes) {
-            // Some drivers give what they do not have, and fail when it is used.
-            false => Err(lacks(device, used, bytes)),
-            true => Place::new(device, bytes).map_err(|error| match error {
-                Error::Call { .. } => lacks(device, used, bytes),
-                lost => lost,
-            }),
-        };
-        match place {
+        // Of a device that was lost nothing is asked: what it gave would not be kept.
+        device.check("allocate", Ok(()))?;
+        // Some drivers give what they do not have, and fail when it is used.
+        let taken = |used| has_room(device, used, bytes).then(|| used + bytes as u64);
+        let relaxed = Ordering::Relaxed;
+        let used = (inner.used_bytes)
+            .fetch_update(relaxed, relaxed, taken)
+            .map_err(|used| lacks(device, used, bytes))?;
+        match Place::new(device, bytes) {
             Ok(place) => Ok(Self {
                 device: device.clone(),
                 place,
                 bytes,
             }),
             Err(error) => {
-                inner.used_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
-                Err(error)
+                inner.used_bytes.fetch_sub(bytes as u64, relaxed);
+                Err(match error {
+                    Error::Call { .. } => lacks(device, used, bytes),
+                    lost => lost,
+                })
             }
         }
     }
@@ -147,7 +165,7 @@ impl Allocation {
         dims: &[usize],
         dtype: DType,
     ) -> candle_core::Result<Self> {
-        let bytes = dims.iter().product::<usize>() * dtype.size_in_bytes();
+        let bytes = bytes_for(dims, dtype);
         if device.memory() != Memory::Tensors || bytes == 0 {
             return Ok(Self::new(device, bytes)?);
         }
@@ -184,8 +202,23 @@ impl Allocation {
                 device.check("clEnqueueWriteBuffer", written)?;
             }
             Place::Shared(start) => {
+                let start = *start;
                 // SAFETY: as above; no kernel uses the memory yet.
-                unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start.cast(), bytes.len()) };
+                let copy = || unsafe {
+                    ptr::copy_nonoverlapping(bytes.as_ptr(), start.cast(), bytes.len());
+                };
+                match device.memory() {
+                    Memory::Mapped => {
+                        mapped(
+                            device,
+                            start,
+                            bytes.len(),
+                            CL_MAP_WRITE_INVALIDATE_REGION,
+                            copy,
+                        )?;
+                    }
+                    _ => copy(),
+                }
             }
             Place::Tensor { .. } => unreachable!("what is allocated is no tensor's"),
         }
@@ -260,9 +293,19 @@ impl Allocation {
                 device.check("clEnqueueReadBuffer", read)?;
             }
             Place::Shared(start) => {
-                device.check("clFinish", device.inner.queue.finish())?;
-                // SAFETY: the memory is as long, and no kernel is under way.
-                unsafe { ptr::copy_nonoverlapping(start.cast::<u8>(), to.as_mut_ptr(), to.len()) };
+                let (start, len) = (*start, to.len());
+                // SAFETY: the memory is as long, and kernels that use it are done.
+                let mut copy = || unsafe {
+                    ptr::copy_nonoverlapping(start.cast::<u8>(), to.as_mut_ptr(), len);
+                };
+                match device.memory() {
+                    // Waits for what was queued before.
+                    Memory::Mapped => mapped(device, start, len, CL_MAP_READ, copy)?,
+                    _ => {
+                        device.check("clFinish", device.inner.queue.finish())?;
+                        copy();
+                    }
+                }
             }
             Place::Tensor { .. } => unreachable!("what is a tensor is not read into another"),
         }
@@ -294,9 +337,46 @@ impl Allocation {
     }
 }
 
+/// Accesses memory that host and device use in turns, from its start: kernels that are queued before are done, and
+/// later ones wait.
+fn mapped(
+    device: &XpuDevice,
+    start: *mut c_void,
+    bytes: usize,
+    flags: cl_map_flags,
+    access: impl FnOnce(),
+) -> Result<(), Error> {
+    if bytes == 0 {
+        return Ok(());
+    }
+    let queue = device.inner.queue.get();
+    // SAFETY: the memory is of this context and as long, and nothing is waited for.
+    let turn = unsafe { enqueue_svm_map(queue, CL_BLOCKING, flags, start, bytes, 0, ptr::null()) };
+    device.check(
+        "clEnqueueSVMMap",
+        turn.map(Event::new).map_err(ClError::from),
+    )?;
+    access();
+    // SAFETY: as above; it was mapped.
+    let turn = unsafe { enqueue_svm_unmap(queue, start, 0, ptr::null()) };
+    device.check(
+        "clEnqueueSVMUnmap",
+        turn.map(Event::new).map_err(ClError::from),
+    )?;
+    Ok(())
+}
+
 fn has_room(device: &XpuDevice, used: u64, bytes: usize) -> bool {
     let (info, bytes) = (device.info(), bytes as u64);
     bytes <= info.allocation_bytes && used.saturating_add(bytes) <= info.memory_bytes
+}
+
+/// Bytes of a tensor; more than any device has, if they are more than can be said.
+pub(crate) fn bytes_for(dims: &[usize], dtype: DType) -> usize {
+    let count = dims
+        .iter()
+        .fold(1, |all: usize, &dim| all.saturating_mul(dim));
+    count.saturating_mul(dtype.size_in_bytes())
 }
 
 fn lacks(device: &XpuDevice, used: u64, bytes: usize) -> Error {
@@ -353,5 +433,38 @@ fn bytes_mut(storage: &mut CpuStorage) -> candle_core::Result<&mut [u8]> {
         CpuStorage::F32(values) => Ok(as_bytes_mut(values)),
         CpuStorage::F8E4M3(values) => Ok(as_bytes_mut(values)),
         _ => candle_core::bail!("a tensor of a dtype that no kernel gives"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::XpuOptions;
+
+    /// What one thread asks for in vain is not missing for another one.
+    #[test]
+    fn a_refusal_takes_no_memory_meanwhile() {
+        let options = XpuOptions {
+            memory: Some(Memory::Copied),
+            memory_bytes: Some(1 << 20),
+            ..XpuOptions::default()
+        };
+        let device = match XpuDevice::with_options(0, options) {
+            Ok(device) => device,
+            Err(Error::NoOpenCl | Error::NoDevice { .. }) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    assert!(Allocation::new(&device, 1 << 40).is_err());
+                }
+            });
+            let refused = (0..20_000).find_map(|_| Allocation::new(&device, 64).err());
+            done.store(true, Ordering::Relaxed);
+            assert!(refused.is_none(), "{refused:?}");
+        });
+        assert_eq!(device.used_bytes(), 0);
     }
 }

@@ -22,7 +22,7 @@ pub enum Quantization {
 
 /// Quantizes each row of `x` with a scale of its own.
 ///
-/// `x`: BF16, F16 or F32 `[.., K]` on the CPU, any strides. Gives the codes, F8E4M3 `[.., K]`, and the scales, F32
+/// `x`: BF16, F16 or F32 `[.., K]` on the CPU, any strides; K, and the product of the others, below 2^31. Gives the codes, F8E4M3 `[.., K]`, and the scales, F32
 /// `[.., 1]`, on the CPU: the same bits as the CPU's own op, but for the sign of NaN.
 ///
 /// # Errors
@@ -262,7 +262,7 @@ fn floor_power(value: usize) -> usize {
     1 << value.max(1).ilog2()
 }
 
-/// As kernels take sizes.
+/// As kernels take sizes, which were checked.
 pub(crate) fn size(value: usize) -> u32 {
     u32::try_from(value).expect("sizes fit 32 bits")
 }

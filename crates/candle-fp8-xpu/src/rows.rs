@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::memory::Allocation;
+use crate::memory::{Allocation, bytes_for};
 use crate::{Element, Error, XpuDevice};
 
 /// Elements that rows start at multiples of: what kernels read at once.
@@ -21,7 +21,7 @@ impl Rows {
     /// Room for rows that a kernel computes, of which each starts at a multiple of [`PIECE`].
     pub(crate) fn new(device: &XpuDevice, m: usize, k: usize, element: Element) -> Result<Self> {
         let stride = k.next_multiple_of(PIECE);
-        let memory = Allocation::new(device, m * stride * element.size())?;
+        let memory = Allocation::new(device, bytes_for(&[m, stride], element.dtype()))?;
         Ok(Self {
             memory,
             m,
@@ -70,11 +70,36 @@ impl Rows {
     }
 }
 
+/// What sizes of matrices are below: kernels count in 32 bits, and add two of them.
+const SIZES: usize = 1 << 31;
+
 /// The rows and columns of activations `[.., k]`, k not 0.
 pub(crate) fn dims(op: &'static str, tensor: &'static str, x: &Tensor) -> Result<(usize, usize)> {
     match *x.dims() {
-        [ref leading @ .., k] if k > 0 => Ok((leading.iter().product(), k)),
+        [ref leading @ .., k] if k > 0 => {
+            let m = leading.iter().product();
+            check_sizes(op, tensor, x, [m, k])?;
+            Ok((m, k))
+        }
         _ => Err(refused(op, tensor, "of shape [.., K], K not 0", x)),
+    }
+}
+
+/// Refuses a matrix that kernels cannot count the rows or columns of.
+pub(crate) fn check_sizes(
+    op: &'static str,
+    tensor: &'static str,
+    x: &Tensor,
+    sizes: [usize; 2],
+) -> Result<()> {
+    match sizes.iter().all(|&size| size < SIZES) {
+        true => Ok(()),
+        false => Err(refused(
+            op,
+            tensor,
+            format!("of rows and columns below {SIZES}"),
+            x,
+        )),
     }
 }
 

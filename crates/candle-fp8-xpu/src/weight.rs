@@ -5,7 +5,7 @@ use std::fmt;
 use candle_core::{DType, Result, Tensor};
 
 use crate::memory::Allocation;
-use crate::rows::{PIECE, float, refused};
+use crate::rows::{PIECE, check_sizes, float, refused};
 use crate::{Element, XpuDevice};
 
 const OP: &str = "XpuWeight::new";
@@ -40,7 +40,7 @@ impl fmt::Debug for XpuWeight {
 }
 
 impl XpuWeight {
-    /// Uploads a weight. All tensors are on the CPU, and contiguous.
+    /// Uploads a weight. All tensors are on the CPU, with any strides; N and K are below 2^31.
     ///
     /// - `codes`: F8E4M3 `[N, K]`;
     /// - `scale`: F32 `[1]` for all, `[N, 1]` for each row, or with `block` `[ceil(N / rows), ceil(K / cols)]`;
@@ -75,6 +75,7 @@ impl XpuWeight {
                 ));
             }
         };
+        check_sizes(OP, "weight", codes, [n, k])?;
         let (shape, scale_rows, scale_row, scale_run) = match block {
             Some((rows, cols)) if rows > 0 && cols > 0 => {
                 let across = k.div_ceil(cols);
@@ -111,7 +112,7 @@ impl XpuWeight {
             stride,
             codes: Allocation::of_tensor(device, codes, k, stride)?,
             scales: Allocation::of_tensor(device, scale, count, count)?,
-            scale_rows,
+            scale_rows: scale_rows.min(n),
             scale_row,
             scale_run: scale_run.min(k),
             bias,

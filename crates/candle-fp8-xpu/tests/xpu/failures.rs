@@ -1,7 +1,10 @@
 //! What goes wrong is told, and leaves the device as it was.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_fp8_xpu::{Error, Input, Quantization, XpuDevice, XpuWeight, scaled_mm};
+use candle_fp8_xpu::{
+    Error, Input, Kernels, Quantization, XpuDevice, XpuOptions, XpuWeight, quantize_per_token,
+    scaled_mm,
+};
 
 use crate::devices::everywhere;
 
@@ -85,6 +88,58 @@ fn too_little_memory() -> Result<()> {
         scaled_mm(Input::Full(&x.narrow(0, 0, 1)?), &weight)?;
         drop(weight);
         assert_eq!(device.used_bytes(), used, "what is dropped is free again");
+        Ok(())
+    })
+}
+
+/// The kernels for matrix units are written for subgroups of 8 and of 16 lanes.
+#[test]
+fn matrix_units_are_refused_on_other_lanes() {
+    for (index, info) in XpuDevice::list().unwrap_or_default().iter().enumerate() {
+        if !info.kernels.contains(&Kernels::Matrix) {
+            continue;
+        }
+        for lanes in [4, 32, 64] {
+            let options = XpuOptions {
+                kernels: Some(Kernels::Matrix),
+                lanes: Some(lanes),
+                ..XpuOptions::default()
+            };
+            let error = XpuDevice::with_options(index, options).expect_err("refused");
+            for part in ["options.lanes", &format!("is {lanes}")] {
+                assert!(error.to_string().contains(part), "{part:?}: {error}");
+            }
+        }
+    }
+}
+
+/// Kernels count in 32 bits, with room for sums of two.
+#[test]
+fn sizes_past_what_kernels_count() -> Result<()> {
+    everywhere(|device| {
+        // They take no memory.
+        let many = 1usize << 31;
+        let zero = Tensor::zeros((1, 1), DType::BF16, &Device::Cpu)?;
+        let (tall, wide) = (zero.broadcast_as((many, 1))?, zero.broadcast_as((1, many))?);
+        for x in [&tall, &wide] {
+            says(
+                quantize_per_token(device, x),
+                &["quantize_per_token", "x", "below 2147483648", "2147483648"],
+            );
+        }
+        let code = Tensor::zeros((1, 1), DType::F8E4M3, &Device::Cpu)?;
+        let scale = Tensor::ones(1, DType::F32, &Device::Cpu)?;
+        for dims in [(many, 1), (1, many)] {
+            says(
+                XpuWeight::new(device, &code.broadcast_as(dims)?, &scale, None, None),
+                &["XpuWeight::new", "weight", "below 2147483648"],
+            );
+        }
+        let weight = XpuWeight::new(device, &code, &scale, None, None)?;
+        says(
+            scaled_mm(Input::Full(&tall), &weight),
+            &["scaled_mm", "x", "below 2147483648"],
+        );
         Ok(())
     })
 }

@@ -163,6 +163,115 @@ fn several_weights_give_what_each_gives() -> Result<()> {
     })
 }
 
+/// Every code is decoded exactly, as a weight and as an activation, by every kernel and in every type: each is a value of
+/// all of them, and one product with 1 is no rounding.
+#[test]
+fn every_code_is_exact() -> Result<()> {
+    everywhere(|device| {
+        let all: Vec<u8> = (0..=255).collect();
+        // A sum with a zero is +0.
+        let values: Vec<f32> = all
+            .iter()
+            .map(|&code| float8::F8E4M3::from_bits(code).to_f32() + 0.0)
+            .collect();
+        let scale = Tensor::ones(1, DType::F32, &candle_core::Device::Cpu)?;
+        let column = XpuWeight::new(device, &codes(&all, (256, 1))?, &scale, None, None)?;
+        let one = XpuWeight::new(device, &codes(&[0x38], (1, 1))?, &scale, None, None)?;
+        let expected = bits(&Tensor::new(&values[..], &candle_core::Device::Cpu)?)?;
+        for dtype in [DType::BF16, DType::F16, DType::F32] {
+            for m in [1, 3, 40] {
+                let ones = floats(&vec![1.0; m], &[m, 1], dtype)?;
+                for input in [
+                    Input::Full(&ones),
+                    Input::Quantize(&ones, Quantization::Static(1.0)),
+                ] {
+                    let y = scaled_mm(input, &column)?;
+                    for row in 0..m {
+                        assert_eq!(bits(&y.get(row)?)?, expected, "{dtype:?}, row {row} of {m}");
+                    }
+                }
+            }
+            let x = floats(&values, &[256, 1], dtype)?;
+            for rows in [1, 3, 256] {
+                for first in (0..=256 - rows).step_by(rows) {
+                    let part = x.narrow(0, first, rows)?;
+                    let input = Input::Quantize(&part, Quantization::Static(1.0));
+                    let found = bits(&scaled_mm(input, &one)?.flatten_all()?)?;
+                    assert_eq!(
+                        found,
+                        expected[first..first + rows],
+                        "{dtype:?} from {first}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A block may be larger than the weight.
+#[test]
+fn one_block_of_all_is_one_scale() -> Result<()> {
+    everywhere(|device| {
+        let data: Vec<u8> = (0..40 * 70).map(|i| (i * 37 % 120) as u8).collect();
+        let all = codes(&data, (40, 70))?;
+        let scale = floats(&[0.25], &[1, 1], DType::F32)?;
+        let block = Some((usize::MAX, usize::MAX));
+        let blocked = XpuWeight::new(device, &all, &scale, block, None)?;
+        let plain = XpuWeight::new(device, &all, &scale.flatten_all()?, None, None)?;
+        for m in [1, 20] {
+            let x = floats(&vec![0.5; m * 70], &[m, 70], DType::F32)?;
+            let [found, expected] = [blocked.codes()?, plain.codes()?];
+            assert_eq!(bits(&found)?, bits(&expected)?);
+            let [found, expected] = [&blocked, &plain].map(|w| scaled_mm(Input::Full(&x), w));
+            assert_eq!(bits(&found?)?, bits(&expected?)?, "{m} rows");
+        }
+        Ok(())
+    })
+}
+
+/// Threads that share a device and a weight get what each of them gets alone.
+#[test]
+fn threads_share_a_device() -> Result<()> {
+    everywhere(|device| {
+        let case = Case {
+            lead: vec![5],
+            n: 50,
+            k: 96,
+            layout: Layout::Channel,
+            mode: Mode::Token,
+            float: Float::Bf16,
+            bias: true,
+            seed: 21,
+        };
+        let data = case.data();
+        let weight = weight(&case, &data, device)?;
+        let inputs = (1..6)
+            .map(|rows| {
+                let dtype = [DType::BF16, DType::F32][rows % 2];
+                let x = floats(&data.x, &[5, 96], dtype)?.narrow(0, 0, rows)?;
+                let y = scaled_mm(Input::Quantize(&x, Quantization::PerToken), &weight)?;
+                Ok((x, bits(&y)?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let used = device.used_bytes();
+        std::thread::scope(|scope| {
+            for (x, expected) in &inputs {
+                let weight = &weight;
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        let input = Input::Quantize(x, Quantization::PerToken);
+                        let y = scaled_mm(input, weight).expect("as before");
+                        assert_eq!(&bits(&y).expect("floats"), expected);
+                    }
+                });
+            }
+        });
+        assert_eq!(device.used_bytes(), used);
+        Ok(())
+    })
+}
+
 /// Rows that have to be padded on the device, and such that need not.
 #[test]
 fn scaled_mm_weights_come_back() -> Result<()> {

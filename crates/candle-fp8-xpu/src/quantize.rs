@@ -22,8 +22,9 @@ pub enum Quantization {
 
 /// Quantizes each row of `x` with a scale of its own.
 ///
-/// `x`: BF16, F16 or F32 `[.., K]` on the CPU, any strides; K, and the product of the others, below 2^31. Gives the codes, F8E4M3 `[.., K]`, and the scales, F32
-/// `[.., 1]`, on the CPU: the same bits as the CPU's own op, but for the sign of NaN.
+/// `x`: BF16, F16 or F32 `[.., K]` on the CPU, any strides; K, and the product of the others, below 2^31. Gives the
+/// codes, F8E4M3 `[.., K]`, and the scales, F32 `[.., 1]`, on the CPU: the same bits as the CPU's own op, but for the
+/// sign of NaN.
 ///
 /// # Errors
 /// If `x` is not as said, or the device fails.

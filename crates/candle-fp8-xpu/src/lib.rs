@@ -34,7 +34,7 @@
 //!
 //! # Failures
 //! Every call that waits for the device gives an error if the device was reset or removed ([`Error::Lost`]), and so
-//! does every later one. How long a hung device is waited for is up to its driver, which resets it after some seconds.
+//! does every later one. How long a hung device is waited for is up to its driver.
 
 mod device;
 mod element;

@@ -24,8 +24,8 @@ pub enum Memory {
     /// It has memory of its own, and tensors are copied there.
     Copied,
     /// It shares memory with the host, and the two take turns (coarse-grained shared virtual memory): weights are copied
-    /// there once, activations and results by the host, as tensors own theirs, and nothing is sent. What integrated GPUs
-    /// of Intel offer: those since the eleventh generation report nothing finer.
+    /// there once, activations and results by the host, as tensors own theirs, and nothing is sent. What Lunar Lake
+    /// offers; those who make Intel's driver say so of every integrated GPU since the eleventh generation.
     Mapped,
     /// As [`Memory::Mapped`], without turns (fine-grained shared virtual memory).
     Shared,

@@ -28,8 +28,7 @@ impl CausalLm {
     /// Those of [`forward`](Self::forward), and [`Error::Mismatch`](crate::Error::Mismatch) for a token id outside the
     /// vocabulary, on any device.
     pub fn forward_greedy(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Greedy> {
-        self.check(&[tokens.len(), 1], cache)?;
-        self.check_tokens(tokens)?;
+        self.check_tokens([tokens.len(), 1], tokens, cache)?;
         #[cfg(feature = "cuda")]
         {
             let step = self.step(cache, |step, position| step.choose(tokens, position));

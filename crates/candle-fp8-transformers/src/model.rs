@@ -346,8 +346,15 @@ impl CausalLm {
         Ok(len)
     }
 
-    /// Checks ids while they are on the host: a GPU would not come back from one outside the vocabulary.
-    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+    /// As [`check`](Self::check), of ids that are still on the host: a GPU would not come back from one outside the
+    /// vocabulary.
+    pub(crate) fn check_tokens(
+        &self,
+        dims: [usize; 2],
+        tokens: &[u32],
+        cache: &KvCache,
+    ) -> Result<()> {
+        self.check(&dims, cache)?;
         let vocab = self.config.vocab_size;
         match tokens.iter().find(|token| **token as usize >= vocab) {
             None => Ok(()),

@@ -147,20 +147,9 @@ impl XpuDevice {
             return Err(refused("options.memory", expected, found));
         }
         let lanes = options.lanes.unwrap_or_else(|| lanes(&info, kernels));
-        if kernels != Kernels::Plain && !info.lanes.contains(&lanes) {
-            let (expected, found) = (format!("one of {:?}", info.lanes), lanes.to_string());
-            return Err(refused("options.lanes", expected, found));
-        }
-        let fits = match kernels {
-            Kernels::Plain | Kernels::Subgroups => true,
-            Kernels::Matrix if info.emulated => MATRIX_LANES.contains(&lanes),
-            Kernels::Matrix => Some(lanes) == info.smallest_lanes(),
-        };
-        if !fits {
-            let expected = match info.emulated {
-                true => format!("one of {MATRIX_LANES:?} for matrix units"),
-                false => format!("{:?} for matrix units", info.smallest_lanes()),
-            };
+        let served = info.lanes_for(kernels);
+        if kernels != Kernels::Plain && !served.contains(&lanes) {
+            let expected = format!("one of {served:?} for kernels {kernels:?}");
             return Err(refused("options.lanes", expected, lanes.to_string()));
         }
         let failed = |call| {
@@ -403,6 +392,16 @@ impl XpuInfo {
     /// The fewest lanes of a subgroup that fill the device's arithmetic units.
     pub(crate) fn smallest_lanes(&self) -> Option<usize> {
         self.lanes.iter().copied().filter(|&lanes| lanes >= 8).min()
+    }
+
+    /// Those of the device's subgroups that kernels can run on. Matrix units have a number of their own.
+    fn lanes_for(&self, kernels: Kernels) -> Vec<usize> {
+        let serves = |lanes: &usize| match kernels {
+            Kernels::Plain | Kernels::Subgroups => true,
+            Kernels::Matrix if self.emulated => MATRIX_LANES.contains(lanes),
+            Kernels::Matrix => Some(*lanes) == self.smallest_lanes(),
+        };
+        self.lanes.iter().copied().filter(serves).collect()
     }
 }
 

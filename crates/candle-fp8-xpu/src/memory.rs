@@ -202,23 +202,11 @@ impl Allocation {
                 device.check("clEnqueueWriteBuffer", written)?;
             }
             Place::Shared(start) => {
-                let start = *start;
-                // SAFETY: as above; no kernel uses the memory yet.
-                let copy = || unsafe {
-                    ptr::copy_nonoverlapping(bytes.as_ptr(), start.cast(), bytes.len());
-                };
-                match device.memory() {
-                    Memory::Mapped => {
-                        mapped(
-                            device,
-                            start,
-                            bytes.len(),
-                            CL_MAP_WRITE_INVALIDATE_REGION,
-                            copy,
-                        )?;
-                    }
-                    _ => copy(),
-                }
+                let (start, len) = (*start, bytes.len());
+                on_host(device, start, len, CL_MAP_WRITE_INVALIDATE_REGION, || {
+                    // SAFETY: the memory is as long, and no kernel uses it yet.
+                    unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), start.cast(), len) };
+                })?;
             }
             Place::Tensor { .. } => unreachable!("what is allocated is no tensor's"),
         }
@@ -294,18 +282,10 @@ impl Allocation {
             }
             Place::Shared(start) => {
                 let (start, len) = (*start, to.len());
-                // SAFETY: the memory is as long, and kernels that use it are done.
-                let mut copy = || unsafe {
-                    ptr::copy_nonoverlapping(start.cast::<u8>(), to.as_mut_ptr(), len);
-                };
-                match device.memory() {
-                    // Waits for what was queued before.
-                    Memory::Mapped => mapped(device, start, len, CL_MAP_READ, copy)?,
-                    _ => {
-                        device.check("clFinish", device.inner.queue.finish())?;
-                        copy();
-                    }
-                }
+                on_host(device, start, len, CL_MAP_READ, || {
+                    // SAFETY: the memory is as long, and kernels that use it are done.
+                    unsafe { ptr::copy_nonoverlapping(start.cast(), to.as_mut_ptr(), len) };
+                })?;
             }
             Place::Tensor { .. } => unreachable!("what is a tensor is not read into another"),
         }
@@ -337,15 +317,22 @@ impl Allocation {
     }
 }
 
-/// Accesses memory that host and device use in turns, from its start: kernels that are queued before are done, and
-/// later ones wait.
-fn mapped(
+/// Accesses memory that host and device share, from its start, when kernels that are queued are done; or at once for
+/// writing, where they do not take turns: then none may use it. Where they do, later kernels wait.
+fn on_host(
     device: &XpuDevice,
     start: *mut c_void,
     bytes: usize,
     flags: cl_map_flags,
     access: impl FnOnce(),
 ) -> Result<(), Error> {
+    if device.memory() != Memory::Mapped {
+        if flags == CL_MAP_READ {
+            device.check("clFinish", device.inner.queue.finish())?;
+        }
+        access();
+        return Ok(());
+    }
     if bytes == 0 {
         return Ok(());
     }

@@ -106,8 +106,7 @@ impl<'m> TextGeneration<'m> {
     pub fn stream(&mut self, prompt: &[u32]) -> Result<TokenStream<'_>> {
         self.cache.reset();
         let start = Instant::now();
-        self.model.check(&[1, prompt.len()], &self.cache)?;
-        self.model.check_tokens(prompt)?;
+        (self.model).check_tokens([1, prompt.len()], prompt, &self.cache)?;
         let ids = Tensor::new(prompt, self.model.device())?.unsqueeze(0)?;
         let logits = self.model.forward(&ids, &mut self.cache)?.squeeze(0)?;
         let mut sequence = Sequence::new(&self.config, prompt, 0);
@@ -183,8 +182,7 @@ impl<'m> TextGeneration<'m> {
         };
         let start = Instant::now();
         let ids = prompts.concat();
-        model.check(&[prompts.len(), len], &cache)?;
-        model.check_tokens(&ids)?;
+        model.check_tokens([prompts.len(), len], &ids, &cache)?;
         let ids = Tensor::new(ids, model.device())?.reshape((prompts.len(), len))?;
         let mut next = Next::Logits(model.forward(&ids, &mut cache)?);
         let mut prompt_end = None;
